@@ -1,0 +1,59 @@
+"""The one error that users see: a stable code for programs, a sentence for people."""
+
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """Every failure a user can meet. Codes never change their meaning and are never reused."""
+
+    # checkpoints
+    NOT_A_CHECKPOINT = "not_a_checkpoint"
+    TRUNCATED_FILE = "truncated_file"
+    UNSAFE_PICKLE = "unsafe_pickle"
+    MISSING_TENSOR = "missing_tensor"
+    UNEXPECTED_TENSOR = "unexpected_tensor"
+    WRONG_SHAPE = "wrong_shape"
+    BAD_CONFIG = "bad_config"
+    NO_CONFIG = "no_config"
+    UNKNOWN_VERSION = "unknown_version"
+    UNSUPPORTED_VOCODER = "unsupported_vocoder"
+    UNSUPPORTED_EMBEDDER = "unsupported_embedder"
+    UNSAFE_ARCHIVE = "unsafe_archive"
+    # retrieval indexes
+    BAD_INDEX = "bad_index"
+    EMPTY_INDEX = "empty_index"
+    INDEX_WIDTH = "index_width"
+    # models and voices
+    MISSING_MODEL = "missing_model"
+    UNKNOWN_VOICE = "unknown_voice"
+    BAD_SPEAKER = "bad_speaker"
+    WRONG_ENCODER = "wrong_encoder"
+    BAD_SETTING = "bad_setting"
+    # stems
+    UNREADABLE_STEM = "unreadable_stem"
+    EMPTY_STEM = "empty_stem"
+    NOT_FINITE = "not_finite"
+    STEM_TOO_LONG = "stem_too_long"
+    BAD_SAMPLE_RATE = "bad_sample_rate"
+    # files and network
+    NOT_FOUND = "not_found"
+    NOT_WRITABLE = "not_writable"
+    DISK_FULL = "disk_full"
+    DOWNLOAD_FAILED = "download_failed"
+    HASH_MISMATCH = "hash_mismatch"
+
+
+class RvcdError(Exception):
+    """Something the user can act on.
+
+    `code` is stable and meant for programs; the message is one sentence (or two) that says what is
+    wrong, with the offending value, and what to do about it.
+    """
+
+    def __init__(self, code: Code, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.sentence = sentence
+
+    def __reduce__(self) -> tuple[type["RvcdError"], tuple[Code, str]]:
+        return type(self), (self.code, self.sentence)
