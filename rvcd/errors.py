@@ -1,6 +1,8 @@
 """The one error that users see: a stable code for programs, a sentence for people."""
 
+import errno
 from enum import StrEnum
+from pathlib import Path
 
 
 class Code(StrEnum):
@@ -38,6 +40,7 @@ class Code(StrEnum):
     # files and network
     NOT_FOUND = "not_found"
     NOT_WRITABLE = "not_writable"
+    ALREADY_EXISTS = "already_exists"
     DISK_FULL = "disk_full"
     DOWNLOAD_FAILED = "download_failed"
     HASH_MISMATCH = "hash_mismatch"
@@ -57,3 +60,10 @@ class RvcdError(Exception):
 
     def __reduce__(self) -> tuple[type["RvcdError"], tuple[Code, str]]:
         return type(self), (self.code, self.sentence)
+
+
+def write_error(error: OSError, path: Path) -> RvcdError:
+    """Say in our words why a file could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return RvcdError(Code.DISK_FULL, f"The disk of {path.parent} is full; free some room and try again.")
+    return RvcdError(Code.NOT_WRITABLE, f"{path} cannot be written: {error.strerror or error}.")

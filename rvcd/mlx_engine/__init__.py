@@ -6,6 +6,8 @@ listing voices never loads MLX.
 
 from typing import TYPE_CHECKING, Any
 
+from rvcd.mlx_engine import blas
+
 if TYPE_CHECKING:
     from rvcd.mlx_engine.convert import import_checkpoint
     from rvcd.mlx_engine.engine import Engine
@@ -14,6 +16,7 @@ __all__ = ["Engine", "import_checkpoint"]
 
 
 def __getattr__(name: str) -> Any:
+    blas.preload()
     if name == "Engine":
         from rvcd.mlx_engine.engine import Engine
 

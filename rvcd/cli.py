@@ -1,0 +1,160 @@
+"""The command line: parse, import the one command that was asked for, return an exit code."""
+
+import argparse
+import importlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rvcd import __version__
+from rvcd.commands.output import FAILED, INTERRUPTED, USAGE, error_fields, print_error, print_json
+from rvcd.errors import Code, RvcdError
+from rvcd.settings import Settings
+
+_USAGE_CODES = (Code.BAD_SETTING, Code.UNKNOWN_VOICE, Code.BAD_SPEAKER)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns 0 when it is done, 1 when it (or one of its files) failed, 2 when it was asked for something that cannot
+    be (an option, a setting or a voice), 130 after Ctrl-C. `SystemExit` comes from argparse alone.
+    """
+    arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be text
+    try:
+        command = importlib.import_module(arguments.command)
+        code: int = command.run(arguments)
+        sys.stdout.flush()
+    except RvcdError as error:
+        if arguments.json:
+            print_json({"error": error_fields(error)})
+        print_error(error)
+        return USAGE if error.code in _USAGE_CODES else FAILED
+    except KeyboardInterrupt:
+        print("rvcd: interrupted", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rvcd",
+        description="Converts vocal stems with RVC voices.",
+        epilog="Exit codes: 0 done, 1 something failed, 2 bad usage, setting or voice, 130 interrupted. "
+        "Errors are told on stderr as `rvcd: code: sentence`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"rvcd {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_import(commands)
+    _add_voices(commands)
+    _add_convert(commands)
+    _add_inspect(commands)
+    _add_fetch(commands)
+    return parser
+
+
+def _add(commands: Any, name: str, module: str, summary: str, details: str = "") -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}", allow_abbrev=False
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    parser.set_defaults(command=f"rvcd.commands.{module}")
+    return parser
+
+
+def _add_import(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "import",
+        "importing",
+        "bring voices and base models into the library",
+        "Files are recognised by content, whatever their names. An index in the same folder, archive or call goes "
+        "with its voice. A voice imported again under the same name replaces the older one.",
+    )
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help=".pth, .index, a folder or .zip of both, a content encoder or a pitch model",
+    )
+    parser.add_argument("--name", help="name of the voice in the library (default: its file name)")
+
+
+def _add_voices(commands: Any) -> None:
+    _add(commands, "voices", "voices", "list the voices of the library")
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "convert",
+        "convert",
+        "convert stems with a voice, into new files",
+        "The output has the length, rate, channels and sample format of its stem. A lossy stem becomes a 24-bit WAV.",
+    )
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="stem to convert")
+    parser.add_argument("--voice", required=True, help="name in the library, or path of a .pth or .safetensors file")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", help="file or folder (default: IN.VOICE.wav beside each stem)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace outputs that exist already; a stem is never replaced"
+    )
+
+    how = parser.add_argument_group("settings")
+
+    def setting(option: str, field: str, kind: type, text: str) -> None:
+        default = getattr(Settings, field)
+        how.add_argument(option, dest=field, type=kind, default=default, help=f"{text} (default: {default})")
+
+    def choice(option: str, field: str, values: tuple[str, ...], text: str) -> None:
+        default = getattr(Settings, field)
+        how.add_argument(option, dest=field, choices=values, default=default, help=f"{text} (default: {default})")
+
+    setting("--semitones", "semitones", float, "transposition, fractions allowed")
+    setting("--index-rate", "index_rate", float, "how far to lean on the voice's retrieval index, 0 to 1")
+    setting("--protect", "protect", float, "share of it that unvoiced sounds keep, 0 to 0.5; 0.5: no protection")
+    setting("--loudness", "loudness", float, "how far the output follows the stem's loudness, 0 to 1")
+    setting("--speaker", "speaker_id", int, "speaker of a multi-speaker voice")
+    setting("--seed", "seed", int, "same seed, same bytes")
+    choice("--f0", "f0_method", ("rmvpe", "yin"), "how pitch is found; yin needs no model")
+    choice("--search", "search", ("exact", "ivf"), "how the retrieval index is searched; ivf as the reference does")
+    choice("--stereo", "stereo", ("mid", "per-channel"), "convert true stereo once, or every channel by itself")
+    how.add_argument(
+        "--fill-unvoiced",
+        action="store_true",
+        help="bridge the pitch over unvoiced sounds, for voices trained by the 2026 WebUI",
+    )
+
+    engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "--precision", choices=("float32", "float16"), default="float32", help="of the arithmetic (default: float32)"
+    )
+    engine.add_argument("--index", type=Path, metavar="PATH", help="retrieval index for a --voice given as a .pth")
+    engine.add_argument("--content-encoder", type=Path, metavar="PATH", help="instead of the installed one")
+    engine.add_argument("--pitch", type=Path, metavar="PATH", help="pitch model instead of the installed one")
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _add(commands, "inspect", "inspecting", "say what a checkpoint is, whether it can be used, and why not")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+
+
+def _add_fetch(commands: Any) -> None:
+    _add(
+        commands,
+        "fetch",
+        "fetching",
+        "download the content encoder and the pitch model that every voice needs",
+        "About 560 MB, checked before use and kept; what is installed already is not fetched again.",
+    )

@@ -1,0 +1,48 @@
+"""Tiny seeded models, converted once per session, and the engine that holds them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rvcd.mlx_engine import Engine, blas
+from tests.support import seeded
+
+blas.preload()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory) -> "object":
+    """No test reads or writes the user's own folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RVCD_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """content/ (a HuggingFace folder), rmvpe.pt, voice.pth, voice.index: tiny, in the layouts that are in circulation."""
+    folder = tmp_path_factory.mktemp("models")
+    seeded.content_encoder(folder / "content", seed=1, tiny=True)
+    seeded.pitch_model(folder / "rmvpe.pt", seed=2, tiny=True)
+    seeded.voice(folder / "voice.pth", seed=3, tiny=True)
+    seeded.retrieval_index(folder / "voice.index", vectors=500, width=seeded.feature_width("v2", tiny=True), seed=4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine(models_folder: Path) -> Engine:
+    """The engine with the tiny base models."""
+    return Engine(content_encoder=models_folder / "content", pitch=models_folder / "rmvpe.pt")
+
+
+@pytest.fixture(scope="session")
+def voice(engine: Engine, models_folder: Path) -> "object":
+    """The tiny v2 40k voice with f0 and its retrieval index."""
+    return engine.load_voice(models_folder / "voice.pth", models_folder / "voice.index")
+
+
+@pytest.fixture(scope="session")
+def stem_16k() -> np.ndarray:
+    """Three seconds of synthetic singing at 16 kHz, mono."""
+    return seeded.sung_stem(3.0, 16000, seed=5)

@@ -1,0 +1,1 @@
+"""What the tests, the parity suite and the benchmarks share."""
