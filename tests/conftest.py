@@ -21,7 +21,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> "object":
 
 @pytest.fixture(scope="session")
 def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """content/ (a HuggingFace folder), rmvpe.pt, voice.pth, voice.index: tiny, in the layouts that are in circulation."""
+    """Tiny models in the layouts that are in circulation: content/, rmvpe.pt, voice.pth, voice.index."""
     folder = tmp_path_factory.mktemp("models")
     seeded.content_encoder(folder / "content", seed=1, tiny=True)
     seeded.pitch_model(folder / "rmvpe.pt", seed=2, tiny=True)

@@ -106,9 +106,9 @@ def test_links_bombs_and_duplicates_are_refused(tmp_path: Path) -> None:
         for number in range(10_001):
             archive.writestr(str(number), b"")
     assert refusal(tmp_path / "many.zip", tmp_path / "out").code is Code.UNSAFE_ARCHIVE
-    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
         archive.writestr("a", b"1")
-        archive.writestr("a", b"2")
+        archive.writestr("./a", b"2")
     with pytest.raises(RvcdError, match="twice"):
         find_models(tmp_path / "twice.zip", tmp_path / "out")
 
@@ -161,7 +161,7 @@ ADA, BOB = voice("a/ada_e9_s1.pth"), voice("b/bob.pth")
         ([ADA, index("elsewhere/unlike.index")], ["elsewhere/unlike.index"]),
         ([ADA, index("a/ada.index", width=256)], [None]),
         ([ADA, index("a/trained_ada.index", vectors=0)], [None]),
-        ([ADA, index("a/unlike.index"), index("b/added_IVF1_Flat_nprobe_1_ada_v2.index")], ["b/added_IVF1_Flat_nprobe_1_ada_v2.index"]),
+        ([ADA, index("a/unlike.index"), index("b/added_IVF1_Flat_Ada_v2.index")], ["b/added_IVF1_Flat_Ada_v2.index"]),
         ([ADA, BOB, index("x/bob.index"), index("x/ada.index")], ["x/ada.index", "x/bob.index"]),
         ([ADA, BOB, index("a/1.index"), index("b/2.index")], ["a/1.index", "b/2.index"]),
         ([ADA, BOB, index("x/1.index")], [None, None]),

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from rvcd.errors import Code, RvcdError
 from rvcd.mlx_engine import weights
-from rvcd.mlx_engine.checkpoint import describe, read_checkpoint
+from rvcd.mlx_engine.checkpoint import describe, read_checkpoint, source_hashes
 from rvcd.mlx_engine.configs import HubertConfig, RmvpeConfig, VoiceConfig
 from rvcd.mlx_engine.state_dict import fold_weight_norm
 from rvcd.mlx_engine.voice_checkpoint import sample_rate_of
@@ -59,8 +59,9 @@ def test_weight_norm_folds_over_the_axes_where_the_gain_is_one() -> None:
         folded = fold_weight_norm("layer", gain, direction)
         norms = np.sqrt((folded.astype(np.float64) ** 2).sum(axis=axes, keepdims=True))
         np.testing.assert_allclose(norms, gain, rtol=1e-6)
-        np.testing.assert_allclose(folded / direction, np.broadcast_to(folded / direction, direction.shape))
-        assert (np.sign(folded) == np.sign(direction)).all()
+        scale = folded / direction
+        np.testing.assert_allclose(scale, np.broadcast_to(scale.mean(axis=axes, keepdims=True), scale.shape), rtol=1e-5)
+        assert (scale > 0).all()
 
 
 def test_half_precision_is_widened_before_it_is_squared(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_reads_every_kind_of_voice(tmp_path: Path, version: str, sample_rate: in
     assert (checkpoint.kind, config.version, config.sample_rate, config.uses_f0) == ("voice", version, sample_rate, f0)
     assert (config.samples_per_frame, config.speakers, config.attention_window) == (sample_rate // 100, 3, 10)
     assert config.feature_width == seeded.feature_width(version, tiny=True)
-    assert checkpoint.sources == {"v.pth": weights.sha256_of(tmp_path / "v.pth")}
+    assert source_hashes(tmp_path / "v.pth") == {"v.pth": weights.sha256_of(tmp_path / "v.pth")}
 
 
 def test_legacy_and_bfloat16_voices_read_too(tmp_path: Path) -> None:
@@ -259,11 +260,10 @@ def test_discriminators_and_strangers_are_refused(tmp_path: Path) -> None:
 def test_reads_the_voices_of_huggingface_hub_rvc(tmp_path: Path) -> None:
     voice = export(sample_rate=48000)
     plain = read_checkpoint(saved(tmp_path, voice))
-    c = voice["config"]
-    model = dict(inter_channels=c[2], hidden_channels=c[3], filter_channels=c[4], n_heads=c[5], n_layers=c[6])
-    model |= dict(kernel_size=c[7], p_dropout=0, resblock="1", resblock_kernel_sizes=c[10], spk_embed_dim=109)
-    model |= dict(resblock_dilation_sizes=c[11], upsample_rates=c[12], upsample_initial_channel=c[13])
-    model |= dict(upsample_kernel_sizes=c[14], gin_channels=c[16])
+    names = ["inter_channels", "hidden_channels", "filter_channels", "n_heads", "n_layers", "kernel_size", "p_dropout"]
+    names += ["resblock", "resblock_kernel_sizes", "resblock_dilation_sizes", "upsample_rates"]
+    names += ["upsample_initial_channel", "upsample_kernel_sizes", "spk_embed_dim", "gin_channels"]
+    model = dict(zip(names, voice["config"][2:17], strict=True))
     config = json.dumps({"train": {}, "data": {"sampling_rate": 48000}, "model": model})
     metadata = {"kind": "rvc-v2-f0", "version": "v2", "f0": "true", "sample_rate": "48000", "config_json": config}
     save_file(voice["weight"], tmp_path / "hub.safetensors", metadata)
@@ -285,12 +285,11 @@ def test_fairseq_and_transformers_encoders_read_alike(tmp_path: Path) -> None:
     assert isinstance(folder.config, HubertConfig)
     assert (folder.config.layers, folder.config.heads) == (2, seeded.TINY_CONTENT.heads)
     assert folder.config.projection == seeded.TINY_CONTENT.projection
-    assert set(folder.sources) == {"config.json", "pytorch_model.bin"}
+    assert set(source_hashes(tmp_path / "hf")) == {"config.json", "pytorch_model.bin"}
     assert "encoder.pos_conv_embed.conv.weight" in folder.tensors
 
 
 def fairseq_file(tmp_path: Path, cfg: Any = None, args: Any = None, **changed: Any) -> Path:
-    seeded.fairseq_content_encoder(tmp_path / "source.pt", tiny=True, layers=1)
     tensors = {
         seeded._fairseq_name(name): tensor
         for name, tensor in seeded.content_weights(seed=0, tiny=True, layers=1).items()

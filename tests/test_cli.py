@@ -166,17 +166,28 @@ def test_an_empty_library_says_how_to_fill_it(home: Path, capsys: pytest.Capture
 
 def test_a_damaged_voice_is_listed_not_fatal(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (home / "voices").mkdir(parents=True)
-    (home / "voices" / "[red]Mia.0123.safetensors").write_bytes(b"half")
+    name = "[red]Mia" + 100 * "a"
+    (home / "voices" / f"{name}.0123.safetensors").write_bytes(b"half")
     assert main(["voices"]) == 0
-    text = capsys.readouterr().out
-    assert "damaged" in text
-    assert "[red]Mia" in text
+    table, sentence = capsys.readouterr().out.splitlines()[1:]
+    assert table.split() == [name, "damaged"]
+    assert sentence.startswith(f"{name}: {name}.0123.safetensors")
     assert main(["voices", "--json"]) == 0
     [entry] = json.loads(capsys.readouterr().out)
-    assert (entry["name"], entry["error"]["code"]) == ("[red]Mia", "not_a_checkpoint")
+    assert (entry["name"], entry["error"]["code"]) == (name, "not_a_checkpoint")
 
 
-def test_a_reader_that_has_seen_enough_gets_no_traceback(home: Path) -> None:
+def test_names_that_the_terminal_cannot_show_are_escaped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "voices").mkdir(parents=True)
+    (home / "voices" / "Zoë.0123.safetensors").write_bytes(b"half")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = run_rvcd("voices")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Zo\\xeb" in done.stdout or "Zoe\\u0308" in done.stdout
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     read_end, write_end = os.pipe()
     os.close(read_end)
     with os.fdopen(write_end, "wb") as closed_pipe:

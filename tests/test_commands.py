@@ -1,5 +1,6 @@
 """The commands with a real engine: tiny seeded models, real files, real processes."""
 
+import hashlib
 import json
 import os
 import pty
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from rvcd.cli import main
 from tests.support import seeded
+from tests.support.fake_hub import FakeHub, running_hub
 
 Done = subprocess.CompletedProcess[str]
 
@@ -123,6 +126,68 @@ def test_one_name_for_two_voices_is_bad_usage(sources: Path, tmp_path: Path) -> 
     assert not list((tmp_path / "home").rglob("*.safetensors"))
 
 
+def test_a_folder_is_imported_with_its_index_and_its_readme_passed_over(sources: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "Anna"
+    (folder / "index").mkdir(parents=True)
+    shutil.copy(sources / "Anna.pth", folder)
+    shutil.copy(sources / "added_Anna_v2.index", folder / "index")
+    (folder / "readme.txt").write_text("sing well")
+    done = run_rvcd(tmp_path / "home", "import", folder, "--json")
+    [result] = json_of(done)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (result["source"], result["name"]) == (str(folder / "Anna.pth"), "Anna")
+    assert result["index"] == str(folder / "index" / "added_Anna_v2.index")
+
+
+def test_a_folder_without_models_and_a_damaged_voice_in_one_are_told(sources: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "mixed").mkdir()
+    for name in ("one.pth", "two.pth"):
+        (tmp_path / "mixed" / name).write_bytes(b"junk" * 100)
+    done = run_rvcd(tmp_path / "home", "import", tmp_path / "empty", tmp_path / "mixed", "--json")
+    assert [Path(result["source"]).name for result in json_of(done)] == ["empty", "one.pth", "two.pth"]
+    assert {result["error"]["code"] for result in json_of(done)} == {"not_a_checkpoint"}
+
+
+def test_epochs_of_one_training_keep_their_whole_names(sources: Path, tmp_path: Path) -> None:
+    shutil.copy(sources / "Anna.pth", tmp_path / "Mia_e10_s100.pth")
+    shutil.copy(sources / "Whisper.pth", tmp_path / "Mia_e20_s200.pth")
+    home = tmp_path / "home"
+    assert run_rvcd(home, "import", *sorted(tmp_path.glob("Mia*"))).returncode == 0
+    assert [e["name"] for e in json_of(run_rvcd(home, "voices", "--json"))] == ["Mia_e10_s100", "Mia_e20_s200"]
+
+
+def test_two_voices_with_one_file_name_never_replace_each_other(sources: Path, tmp_path: Path) -> None:
+    for name in ("Anna", "Whisper"):
+        (tmp_path / name).mkdir()
+        shutil.copy(sources / f"{name}.pth", tmp_path / name / "model.pth")
+    done = run_rvcd(tmp_path / "home", "import", tmp_path / "Anna", tmp_path / "Whisper", "--json")
+    assert done.returncode == 1
+    assert sorted(str(result["error"] and result["error"]["code"]) for result in json_of(done)) == [
+        "None",
+        "bad_setting",
+    ]
+
+
+def test_an_index_of_the_wrong_width_is_not_passed_over(sources: Path, tmp_path: Path) -> None:
+    wrong = seeded.retrieval_index(tmp_path / "wrong.index", vectors=100, width=48)
+    done = run_rvcd(tmp_path / "home", "import", sources / "Anna.pth", wrong)
+    assert done.returncode == 1
+    assert done.stderr.startswith("rvcd: index_width: ")
+
+
+def test_the_base_model_imported_last_is_the_one_in_use(sources: Path, tmp_path: Path) -> None:
+    other = seeded.pitch_model(tmp_path / "other.pt", tiny=True, seed=9)
+    home = tmp_path / "home"
+    used = []
+    for pitch in (sources / "rmvpe.pt", other, sources / "rmvpe.pt"):
+        [result] = json_of(run_rvcd(home, "import", pitch, "--json"))
+        used.append(result["path"])
+        newest = max((home / "models").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        assert str(newest) == result["path"]
+    assert used[0] == used[2] != used[1]
+
+
 def test_an_index_without_its_voice_is_refused(sources: Path, tmp_path: Path) -> None:
     done = run_rvcd(tmp_path / "home", "import", sources / "added_Anna_v2.index")
     assert done.returncode == 1
@@ -172,26 +237,69 @@ def test_convert_writes_a_sibling_in_the_stems_own_format(library: Path, stem: P
     assert sorted(path.name for path in stem.parent.iterdir()) == ["lead.Anna.wav", "lead.wav"]
 
 
+@pytest.mark.parametrize(
+    ("suffix", "kind", "rate", "channels", "frames"),
+    [
+        (".wav", ("WAV", "PCM_24"), 44_100, 1, 1),
+        (".wav", ("WAV", "DOUBLE"), 8_000, 2, 4_001),
+        (".wav", ("RF64", "PCM_16"), 192_000, 1, 50_001),
+        (".aif", ("AIFF", "PCM_24"), 22_050, 8, 5_000),
+        (".flac", ("FLAC", "PCM_16"), 48_000, 2, 20_011),
+        (".w64", ("W64", "FLOAT"), 96_000, 1, 30_007),
+    ],
+)
+def test_any_shape_and_format_comes_back_as_it_was(
+    library: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    kind: tuple[str, str],
+    rate: int,
+    channels: int,
+    frames: int,
+) -> None:
+    monkeypatch.setenv("RVCD_HOME", str(library))
+    source, target = tmp_path / f"lead{suffix}", tmp_path / f"lead.Anna{suffix}"
+    sung = seeded.sung_stem(1.0, rate)[:frames]
+    container, subtype = kind
+    soundfile.write(source, np.outer(sung, np.linspace(0.2, 1, channels)), rate, subtype, format=container)
+    assert main(["convert", str(source), "--voice", "Anna"]) == 0
+    after = soundfile.info(target)
+    assert (after.frames, after.samplerate, after.channels, after.format, after.subtype) == (
+        frames,
+        rate,
+        channels,
+        container,
+        subtype,
+    )
+    assert np.isfinite(soundfile.read(target)[0]).all()
+
+
 def test_away_from_a_terminal_progress_is_one_line_for_each_stage(library: Path, stem: Path) -> None:
     done = run_rvcd(library, "convert", stem, "--voice", "Anna")
     assert done.stderr.splitlines() == [f"lead.wav: {stage}" for stage in ("analysis", "pitch", "voice", "output")]
 
 
-def test_settings_reach_the_engine_and_a_seed_gives_the_same_bytes(library: Path, stem: Path, tmp_path: Path) -> None:
-    options = {
+def test_settings_reach_the_engine_and_a_seed_gives_the_same_bytes(
+    library: Path, stem: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RVCD_HOME", str(library))
+    options: dict[str, list[str]] = {
         "plain": [],
         "again": [],
-        "seed": ["--seed", 5],
-        "semitones": ["--semitones", 5],
-        "index": ["--index-rate", 0],
-        "loudness": ["--loudness", 0],
-        "speaker": ["--speaker", 2],
-        "yin": ["--f0", "yin"],
+        "seed": ["--seed=5"],
+        "semitones": ["--semitones=5"],
+        "index": ["--index-rate=0"],
+        "loudness": ["--loudness=0"],
+        "speaker": ["--speaker=2"],
+        "yin": ["--f0=yin"],
+        "stereo": ["--stereo=per-channel"],
+        "half": ["--precision=float16"],
     }
     written = {}
     for name, extra in options.items():
         target = tmp_path / f"{name}.wav"
-        assert run_rvcd(library, "convert", stem, "--voice", "Anna", "-o", target, *extra).returncode == 0
+        assert main(["convert", str(stem), "--voice", "Anna", "-o", str(target), *extra]) == 0
         written[name] = target.read_bytes()
     assert written["plain"] == written["again"]
     assert len(set(written.values())) == len(options) - 1
@@ -249,9 +357,13 @@ def test_voices_and_models_can_be_named_by_path(sources: Path, stem: Path, tmp_p
     models = ["--content-encoder", sources / "contentvec", "--pitch", sources / "rmvpe.pt"]
     index = ["--index", sources / "added_Anna_v2.index"]
     home = tmp_path / "home"
-    done = run_rvcd(home, "convert", stem, "--voice", sources / "Anna.pth", *index, *models)
-    assert done.returncode == 0, done.stderr
-    assert stem.with_name("lead.Anna.wav").exists()
+    target = stem.with_name("lead.Anna.wav")
+    written = []
+    for extra in (index, []):
+        done = run_rvcd(home, "convert", stem, "--voice", sources / "Anna.pth", *extra, *models, "--overwrite")
+        assert done.returncode == 0, done.stderr
+        written.append(target.read_bytes())
+    assert written[0] != written[1]
     assert not (home / "voices").exists()
 
 
@@ -279,7 +391,7 @@ def test_a_voice_that_cannot_be_loaded_fails_once(library: Path, stem: Path, tmp
 
 def test_ctrl_c_ends_with_130_and_leaves_nothing(library: Path, tmp_path: Path) -> None:
     stem = tmp_path / "long.wav"
-    soundfile.write(stem, seeded.sung_stem(240.0, 16_000), 16_000)
+    soundfile.write(stem, np.tile(seeded.sung_stem(2.0, 16_000), 120), 16_000)
     with subprocess.Popen(
         command(["convert", stem, "--voice", "Anna"]), stderr=subprocess.PIPE, text=True, env=environment(library)
     ) as process:
@@ -317,3 +429,49 @@ def test_a_terminal_gets_a_bar_and_stdout_stays_clean(library: Path, stem: Path)
     assert b"lead.wav" in shown
     assert b"%" in shown
     assert b"output" in shown
+
+
+def hub_environment(home: Path, hub: FakeHub) -> dict[str, str]:
+    return {**environment(home), "HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hub"), "NO_PROXY": "127.0.0.1"}
+
+
+def test_fetch_that_finds_nothing_fails_in_one_line(tmp_path: Path) -> None:
+    with running_hub() as hub:
+        done = subprocess.run(
+            command(["fetch", "--json"]),
+            capture_output=True,
+            text=True,
+            env=hub_environment(tmp_path, hub),
+            check=False,
+        )
+    assert done.returncode == 1
+    assert json_of(done)["error"]["code"] == "download_failed"
+    assert done.stderr.startswith("rvcd: download_failed: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_fetch_installs_and_says_what_it_brings(sources: Path, tmp_path: Path) -> None:
+    """The real base models are too large for a test: the command is given a tiny one to bring."""
+    body = (sources / "rmvpe.pt").read_bytes()
+    program = f"""
+import functools, sys
+from rvcd.cli import main
+from rvcd.commands import fetching
+from rvcd.fetch import Asset, AssetFile
+file = AssetFile("rmvpe.pt", {len(body)}, ({hashlib.sha256(body).hexdigest()!r},))
+asset = Asset("pitch", "rmvpe", "someone/models", (file,), "none")
+fetching.fetch_base_models = functools.partial(fetching.fetch_base_models, roles=("pitch",), assets=[asset])
+sys.exit(main(["fetch"]))
+"""
+    with running_hub() as hub:
+        hub.put("someone/models", "rmvpe.pt", body)
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            env=hub_environment(tmp_path, hub),
+            check=False,
+        )
+    [model] = (tmp_path / "models").iterdir()
+    assert (done.returncode, done.stdout) == (0, f"installed {model}\n")
+    assert done.stderr == f"fetch: pitch ({len(body) / 1e6:.0f} MB)\n"

@@ -1,6 +1,5 @@
 """The engine against recorded outputs of published torch packages (tests/golden/record.py); no torch needed."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,9 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where checkpoints are made and converted."""
-    folder = tmp_path_factory.mktemp("golden")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RVCD_HOME", str(folder / "home"))
-        yield folder
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the checkpoints are made again."""
+    return tmp_path_factory.mktemp("golden")
 
 
 @pytest.fixture(scope="module")

@@ -90,13 +90,12 @@ class _Importer:
         for model in found:
             self._labels[model.path] = str(source / model.path.relative_to(root))
         self._found += [model for model in found if model.problem is None]
-        for model in found:
-            if model.problem and (model.path == source or model.path.suffix.lower() in _CHECKPOINT_SUFFIXES):
-                self._fail(self._labels[model.path], model.problem)
-                break
-        else:
-            if all(model.problem for model in found):
-                raise RvcdError(Code.NOT_A_CHECKPOINT, "There is no model in it.")
+        bad = [m for m in found if m.path == source or m.path.suffix.lower() in _CHECKPOINT_SUFFIXES]
+        problems = [(model, model.problem) for model in bad if model.problem is not None]
+        for model, problem in problems:
+            self._fail(self._labels[model.path], problem)
+        if not problems and all(model.problem for model in found):
+            raise RvcdError(Code.NOT_A_CHECKPOINT, "There is no model in it.")
 
     def _named(self, pairs: list[tuple[FoundModel, FoundModel | None]]) -> list[_Job]:
         """Give voices that would get the same name, as epochs of one training do, their whole file names."""

@@ -23,8 +23,8 @@ def _lines(about: dict[str, Any]) -> list[str]:
     verdict = "usable" if about["usable"] else f"not usable ({about['code']}): {about['reason']}"
     facts = {name: value for name, value in about.items() if name not in _TOLD_OTHERWISE}
     said = {name: value for name, value in (about.get("info") or {}).items() if isinstance(value, str | int | float)}
-    hashes = {f"sha256 of {name}": digest for name, digest in about["sha256"].items()}
     return [
         f"{about['path']}: {about['kind'] or 'unknown'}, {verdict}",
-        *(f"  {name.replace('_', ' ')}: {value}" for name, value in (facts | said | hashes).items()),
+        *(f"  {name.replace('_', ' ')}: {value}" for name, value in (said | facts).items()),
+        *(f"  sha256 of {name}: {digest}" for name, digest in about["sha256"].items()),
     ]

@@ -41,8 +41,6 @@ class Checkpoint:
     """float32, in torch's layout, weight norm folded; named as in RVC exports, transformers' HuBERT, or `rmvpe.pt`."""
     info: dict[str, Any]
     """What the file says of itself, JSON-able."""
-    sources: dict[str, str]
-    """File name -> SHA-256."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     opened = _open(path)
     config, tensors = opened.read()
-    return Checkpoint(opened.kind, config, tensors, opened.facts(), _hashes(path))
+    return Checkpoint(opened.kind, config, tensors, opened.facts())
 
 
 def kind_of(path: Path) -> Kind:
@@ -103,7 +101,7 @@ def describe(path: Path) -> dict[str, Any]:
     about: dict[str, Any] = {"path": str(path), "kind": None, "converted": False, "usable": False}
     about |= {"code": None, "reason": None, "bytes": 0, "sha256": {}}
     try:
-        about["sha256"] = _hashes(path)
+        about["sha256"] = source_hashes(path)
         about["bytes"] = sum(file.stat().st_size for file in _files(path))
         for fact, value in _described(path, about):
             about[fact] = value
@@ -187,7 +185,11 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _hashes(path: Path) -> dict[str, str]:
+def source_hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of each file that makes up a model, by name: of the file, or of those of its folder that are read.
+
+    Raises `RvcdError`: `not_found`, `not_a_checkpoint`.
+    """
     return {file.name: sha256_of(file) for file in _files(path)}
 
 

@@ -9,6 +9,7 @@ features (20 ms) of all chunks lie on one grid.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -52,9 +53,7 @@ def plan_chunks(energy: npt.NDArray[np.floating]) -> list[Chunk]:
             quiet = latest - _QUERY_FRAMES + int(energy[latest - _QUERY_FRAMES : latest].argmin())
             cuts.append(quiet // 2 * 2)
         edges = [*cuts, stop]
-        chunks += [
-            Chunk(a, b, fades_in=a != start, fades_out=b != stop) for a, b in zip(edges, edges[1:], strict=False)
-        ]
+        chunks += [Chunk(a, b, fades_in=a != start, fades_out=b != stop) for a, b in pairwise(edges)]
     return chunks
 
 

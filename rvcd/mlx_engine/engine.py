@@ -40,13 +40,10 @@ class Engine:
         self._precision: models.Precision = precision
         encoder_header, encoder, _ = models.load(_converted(Path(content_encoder)), precision)
         if not isinstance(encoder, Hubert):
-            raise RvcdError(Code.NOT_A_CHECKPOINT, f"{content_encoder} is a {encoder_header.kind}, not a content encoder.")
-        rmvpe = None
-        if pitch is not None:
-            pitch_header, rmvpe, _ = models.load(_converted(Path(pitch)), precision)
-            if not isinstance(rmvpe, Rmvpe):
-                raise RvcdError(Code.NOT_A_CHECKPOINT, f"{pitch} is a {pitch_header.kind}, not a pitch model.")
-        self._stages = Stages(encoder, rmvpe)
+            raise RvcdError(
+                Code.NOT_A_CHECKPOINT, f"{content_encoder} is a {encoder_header.kind}, not a content encoder."
+            )
+        self._stages = Stages(encoder, None if pitch is None else _load_pitch_model(Path(pitch), precision))
 
     def load_voice(self, path: Path | str, index: Path | str | None = None) -> Voice:
         """Load a voice from an export (`.pth`) or a converted file, with its faiss index if that is a file of its own.
@@ -132,6 +129,13 @@ class Engine:
         return reference.convert_reference(
             self._stages, samples_16k, voice, settings, f0, Noise(settings.seed, noise_scale, source_noise)
         )
+
+
+def _load_pitch_model(path: Path, precision: models.Precision) -> Rmvpe:
+    header, model, _ = models.load(_converted(path), precision)
+    if not isinstance(model, Rmvpe):
+        raise RvcdError(Code.NOT_A_CHECKPOINT, f"{path} is a {header.kind}, not a pitch model.")
+    return model
 
 
 def _converted(path: Path) -> Path:

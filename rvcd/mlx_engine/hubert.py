@@ -7,9 +7,9 @@ fairseq's hubert_base and transformers' HubertModel with `feat_extract_norm="gro
 import math
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
+from mlx import nn
 
 from rvcd.mlx_engine.configs import HubertConfig
 from rvcd.mlx_engine.lanes import lane, lane_count, on_cpu, spans
@@ -88,7 +88,7 @@ class PositionalConv(Kernel):
         self.kernel, self.groups = config.position_kernel, config.position_groups
 
     def settle(self) -> None:
-        """On the CPU: (groups, blocks, taps of a block * in, out), so that a few deep products replace many thin ones."""
+        """On the CPU: (groups, blocks, taps of a block * in, out): a few deep products replace many thin ones."""
         if not on_cpu():
             return
         outputs, kernel, inputs = self.weight.shape

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import mlx.core as mx
 
@@ -72,7 +73,7 @@ def spans(length: int, longest: int) -> list[tuple[int, int]]:
     if count > 1:
         count = min(-(-count // lane_count()) * lane_count(), length)
     edges = [length * i // count for i in range(count + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 @dataclass(frozen=True)

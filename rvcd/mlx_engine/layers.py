@@ -8,7 +8,7 @@ there they are written with `power`, the one that is not. On a GPU the native op
 import math
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
 from rvcd.mlx_engine.lanes import WHOLE, Ends, on_cpu
 
@@ -90,12 +90,11 @@ class StridedConv1d(Kernel):
         needed = (frames + blocks - 1) * self.stride
         x = x[:, :needed] if samples >= needed else mx.pad(x, [(0, 0), (0, needed - samples), (0, 0)])
         rows = x.reshape(batch, frames + blocks - 1, self.stride * inputs)
-        y = self.bias
+        y = mx.zeros((1,), dtype=x.dtype) if self.bias is None else self.bias
         for block in range(blocks):
             first = block * self.stride * inputs
             taps = self.taps[first : first + self.stride * inputs]
-            part = rows[:, block : block + frames, : taps.shape[0]]
-            y = part @ taps if y is None else mx.addmm(y, part, taps)
+            y = mx.addmm(y, rows[:, block : block + frames, : taps.shape[0]], taps)
         return y
 
 
@@ -251,11 +250,17 @@ def softmax(scores: mx.array) -> mx.array:
 
 # Base-2 log odds of the normal distribution function, divided by x, as a polynomial in x squared: a
 # least-maximum fit on |x| < 6.5 that keeps gelu within 4e-6 everywhere.
-_GELU_LOG_ODDS = (2.302045390952711, 0.10522668608789194, -3.60273422006689e-4, -8.823835653567195e-5, 3.229001834156143e-6)
+_GELU_LOG_ODDS = (
+    2.302045390952711,
+    0.10522668608789194,
+    -3.60273422006689e-4,
+    -8.823835653567195e-5,
+    3.229001834156143e-6,
+)
 
 
 def gelu(x: mx.array) -> mx.array:
-    """x times the normal distribution function (the exact, erf form)."""
+    """Multiply x by the normal distribution function of x (the exact, erf form)."""
     if not on_cpu():
         return nn.gelu(x)
     square = mx.square(x)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
 from rvcd.mlx_engine import weights
 from rvcd.mlx_engine.configs import HubertConfig, ModelConfig, RmvpeConfig

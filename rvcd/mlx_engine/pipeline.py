@@ -17,7 +17,15 @@ import numpy.typing as npt
 from rvcd.errors import Code, RvcdError
 from rvcd.mlx_engine import pitch
 from rvcd.mlx_engine.chunks import Chunk, frame_energy, place_chunks, plan_chunks
-from rvcd.mlx_engine.dsp import HOP_SAMPLES, SAMPLE_RATE_16K, follow_loudness, high_pass, limit_peak, reflect_pad, resample
+from rvcd.mlx_engine.dsp import (
+    HOP_SAMPLES,
+    SAMPLE_RATE_16K,
+    follow_loudness,
+    high_pass,
+    limit_peak,
+    reflect_pad,
+    resample,
+)
 from rvcd.mlx_engine.stages import REFERENCE_LATENT_NOISE, Decode, Noise, Stages
 from rvcd.mlx_engine.voice import Voice
 from rvcd.settings import Settings
@@ -68,7 +76,8 @@ def _check(samples: npt.NDArray[np.floating], sample_rate: int) -> None:
         raise RvcdError(Code.EMPTY_STEM, "The stem holds no samples.")
     if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
         raise RvcdError(
-            Code.BAD_SAMPLE_RATE, f"A stem's rate must lie between {LOWEST_RATE} and {HIGHEST_RATE} Hz, not {sample_rate}."
+            Code.BAD_SAMPLE_RATE,
+            f"A stem's rate must lie between {LOWEST_RATE} and {HIGHEST_RATE} Hz, not {sample_rate}.",
         )
     if not np.isfinite(samples).all():
         raise RvcdError(Code.NOT_FINITE, "The stem holds samples that are not numbers; render it again.")
@@ -118,6 +127,8 @@ def _convert_mono(
 ) -> npt.NDArray[np.float32]:
     on_progress("analysis", 0.0)
     at_16k = resample(mono.astype(np.float32), sample_rate, SAMPLE_RATE_16K)
+    if not len(at_16k):
+        return np.zeros(len(mono), dtype=np.float32)  # shorter than one sample at 16 kHz
     limited = limit_peak(at_16k, _ANALYSIS_PEAK)
     level = float(np.abs(at_16k).max(initial=0.0) / max(np.abs(limited).max(initial=0.0), 1e-12))
     analysis = _analyse(stages, limited, voice, settings, on_progress)

@@ -38,7 +38,8 @@ def fill_unvoiced(f0: Floats) -> Floats:
     if not voiced.any():
         return f0
     frames = np.arange(len(f0))
-    return np.interp(frames, frames[voiced], f0[voiced])
+    filled: Floats = np.interp(frames, frames[voiced], f0[voiced])
+    return filled
 
 
 def transpose(f0: Floats, semitones: float) -> Floats:
@@ -48,7 +49,8 @@ def transpose(f0: Floats, semitones: float) -> Floats:
 
 def hz_to_mel(hz: Floats | float) -> Floats:
     """Mel scale of the coarse pitch (natural logarithm, 1127)."""
-    return 1127.0 * np.log1p(np.asarray(hz, dtype=np.float64) / 700.0)
+    mel: Floats = 1127.0 * np.log1p(np.asarray(hz, dtype=np.float64) / 700.0)
+    return mel
 
 
 def f0_to_coarse(f0: Floats) -> npt.NDArray[np.int32]:
@@ -56,7 +58,8 @@ def f0_to_coarse(f0: Floats) -> npt.NDArray[np.int32]:
     low, high = hz_to_mel(_LOWEST_HZ), hz_to_mel(_HIGHEST_HZ)
     mel = hz_to_mel(f0)
     bins = np.where(mel > 0, (mel - low) * _COARSE_BINS / (high - low) + 1.0, mel)
-    return np.rint(bins.clip(1.0, _COARSE_BINS + 1.0)).astype(np.int32)
+    coarse: npt.NDArray[np.int32] = np.rint(bins.clip(1.0, _COARSE_BINS + 1.0)).astype(np.int32)
+    return coarse
 
 
 def f0_to_phase(f0: Floats, sample_rate: int, samples_per_frame: int) -> Floats:

@@ -74,7 +74,11 @@ class IvfIndex:
     """faiss itself, with the index's own lists and nprobe, as the reference searches. On the CPU, for comparison."""
 
     def __init__(
-        self, vectors: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32], lists: npt.NDArray[np.int32], nprobe: int
+        self,
+        vectors: npt.NDArray[np.float32],
+        centroids: npt.NDArray[np.float32],
+        lists: npt.NDArray[np.int32],
+        nprobe: int,
     ) -> None:
         # Imported here alone: on macOS the OpenMP of faiss and that of another library in the process can
         # crash each other, by import alone or with more than one thread (faiss-wheels issues 73 and 100).

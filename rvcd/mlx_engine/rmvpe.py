@@ -8,13 +8,13 @@ convolutions when a checkpoint is converted, except the one before the first.
 from collections.abc import Callable
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
+from mlx import nn
 
 from rvcd.mlx_engine.configs import RmvpeConfig
 from rvcd.mlx_engine.dsp import SAMPLE_RATE_16K, log_mel
-from rvcd.mlx_engine.lanes import WHOLE, Ends, lane_count, map_tiles, on_cpu
+from rvcd.mlx_engine.lanes import Ends, lane_count, map_tiles, on_cpu
 from rvcd.mlx_engine.layers import Conv2d, Kernel, Upsample2d, sigmoid, tanh
 
 _CPU_TILE_ROWS = 128
@@ -95,14 +95,15 @@ class UNet(nn.Module):
         ]
 
     def __call__(self, x: mx.array) -> mx.array:
+        """See the class."""
         x = x * self.input_scale + self.input_shift
         skips = []
-        for level in self.encoder:
-            x = _through(level, x)
+        for blocks in self.encoder:
+            x = _through(blocks, x)
             skips.append(x)
             x = _halve(x)
-        for group in self.bottleneck:
-            x = _through(group, x)
+        for blocks in self.bottleneck:
+            x = _through(blocks, x)
         for level in self.decoder:
             x = level(x, skips.pop())
         return x
@@ -204,7 +205,7 @@ class Rmvpe(nn.Module):
         config = self.config
         per_level = 2 * config.level_blocks
         levels = len(config.level_channels)
-        around = sum(2**i for i in range(levels))
+        around = 2**levels - 1  # rows of all levels, in frames
         bottleneck = config.bottleneck_groups * per_level * self._multiple
         reach = 2 * per_level * around + 2 * around + bottleneck + self.head.reach
         return -(-reach // self._multiple) * self._multiple

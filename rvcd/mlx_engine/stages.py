@@ -153,6 +153,4 @@ class Stages:
             width = voice.config.samples_per_frame
             drawn = frame_noise("source", noise.seed, first_frame, first_frame + len(f0), width)
             drawn = drawn * mx.array(amplitude.astype(np.float32))[:, None]
-        return voice.synthesizer.dec.source(
-            mx.array(f0.astype(np.float32)), mx.array(phase.astype(np.float32)), drawn
-        )
+        return voice.synthesizer.dec.source(mx.array(f0.astype(np.float32)), mx.array(phase.astype(np.float32)), drawn)

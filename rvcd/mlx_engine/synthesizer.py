@@ -8,7 +8,7 @@ follows Shaw et al. 2018. Only inference exists.
 import math
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
 from rvcd.mlx_engine.configs import VoiceConfig
 from rvcd.mlx_engine.lanes import lane, lane_count, spans
@@ -64,7 +64,9 @@ class RelativeAttention(nn.Module):
         diagonal = mx.pad(diagonal, [(0, 0), (0, 0), (first, frames - first - diagonal.shape[2])])
         weights = softmax(queries @ keys.swapaxes(-1, -2) + diagonal)
         # And back: the band of the weights, read along the diagonal.
-        beside = mx.pad(weights[:, :, first : frames if after else start + rows + window], [(0, 0), (0, 0), (before, after)])
+        beside = mx.pad(
+            weights[:, :, first : frames if after else start + rows + window], [(0, 0), (0, 0), (before, after)]
+        )
         width = rows + band - 1
         near = mx.as_strided(mx.contiguous(beside), (heads, rows, band), (rows * width, width + 1, 1))
         return weights @ values + near @ self.emb_rel_v[0]

@@ -7,7 +7,7 @@ Architecture: HiFi-GAN (Kong et al. 2020) with a neural source filter (Wang et a
 import math
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
 from rvcd.mlx_engine.configs import VoiceConfig
 from rvcd.mlx_engine.lanes import WHOLE, Ends, lane, map_tiles, on_cpu, tiles

@@ -6,14 +6,18 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from rvcd.errors import Code, RvcdError
 from rvcd.mlx_engine import models
 from rvcd.mlx_engine.configs import VoiceConfig
+from rvcd.mlx_engine.faiss_file import RetrievalIndex as IndexFile
 from rvcd.mlx_engine.faiss_file import read_index
 from rvcd.mlx_engine.retrieval import ExactIndex, IvfIndex, RetrievalIndex
 from rvcd.mlx_engine.synthesizer import Synthesizer
 from rvcd.settings import Search
+
+_INDEX_PARTS = ("vectors", "centroids", "list_of_vector")
 
 
 @dataclass
@@ -35,9 +39,7 @@ class Voice:
     def index(self, search: Search) -> RetrievalIndex:
         """The voice's retrieval index, searched this way."""
         if search not in self._indexes:
-            vectors, centroids, lists = (
-                self._index_arrays[f"{models.INDEX_PREFIX}{part}"] for part in ("vectors", "centroids", "list_of_vector")
-            )
+            vectors, centroids, lists = (self._index_arrays[f"{models.INDEX_PREFIX}{part}"] for part in _INDEX_PARTS)
             if search == "exact":
                 self._indexes[search] = ExactIndex(vectors)
             else:
@@ -50,7 +52,8 @@ class Voice:
         if speaker_id >= self.config.speakers:
             raise RvcdError(
                 Code.BAD_SPEAKER,
-                f"The voice {self.name} has {self.config.speakers} speakers, numbered from 0; there is no {speaker_id}.",
+                f"The voice {self.name} has {self.config.speakers} speakers, numbered from 0; "
+                f"there is no {speaker_id}.",
             )
 
 
@@ -62,20 +65,23 @@ def load_voice(path: Path, index: Path | None, precision: models.Precision) -> V
     provenance = header.provenance
     if index is not None:
         read = read_index(index)
-        check_index_width(index, read.vectors.shape[1], header.config)
+        check_index_width(index, read, header.config)
         provenance = {**provenance, "nprobe": read.nprobe}
-        arrays = {
-            f"{models.INDEX_PREFIX}{part}": mx.array(getattr(read, part))
-            for part in ("vectors", "centroids", "list_of_vector")
-        }
+        arrays = {name: mx.array(array) for name, array in index_arrays(read).items()}
     return Voice(header.name, header.config, synthesizer, provenance, arrays)
 
 
-def check_index_width(index: Path, width: int, config: VoiceConfig) -> None:
-    """Raises `RvcdError("index_width")` for an index of another kind of voice."""
+def index_arrays(index: IndexFile) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a retrieval index under the names that a converted file has for them."""
+    return {f"{models.INDEX_PREFIX}{part}": getattr(index, part) for part in _INDEX_PARTS}
+
+
+def check_index_width(path: Path, index: IndexFile, config: VoiceConfig) -> None:
+    """Raise `RvcdError("index_width")` for an index of another kind of voice."""
+    width = index.vectors.shape[1]
     if width != config.feature_width:
         raise RvcdError(
             Code.INDEX_WIDTH,
-            f"{index.name} holds vectors of width {width}, but this {config.version} voice reads {config.feature_width}; "
-            "it belongs to another voice.",
+            f"{path.name} holds vectors of width {width}, but this {config.version} voice reads "
+            f"{config.feature_width}; it belongs to another voice.",
         )

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from rvcd.errors import Code, RvcdError
+from rvcd.errors import Code, RvcdError, write_error
 from rvcd.mlx_engine.configs import CONFIG_OF_KIND, Kind, ModelConfig
 
 FORMAT = "rvcd"
@@ -56,7 +56,7 @@ def sha256_of(path: Path) -> str:
 def is_converted(path: Path) -> bool:
     """Whether the file is one of ours (by content; its name does not matter)."""
     try:
-        return _raw_header(path).get("__metadata__", {}).get("format") == FORMAT
+        return bool(_raw_header(path).get("__metadata__", {}).get("format") == FORMAT)
     except (OSError, RvcdError):
         return False
 
@@ -118,20 +118,13 @@ def save(
     except Exception as error:
         # safetensors reports a full disk as its own exception type.
         if "No space left" in str(error):
-            raise RvcdError(Code.DISK_FULL, f"The disk of {path.parent} is full; free some room and try again.") from error
+            raise RvcdError(
+                Code.DISK_FULL, f"The disk of {path.parent} is full; free some room and try again."
+            ) from error
         raise
     finally:
         if draft is not None:
             Path(draft).unlink(missing_ok=True)
-
-
-def write_error(error: OSError, path: Path) -> RvcdError:
-    """Say in our words why a file could not be written."""
-    import errno
-
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RvcdError(Code.DISK_FULL, f"The disk of {path.parent} is full; free some room and try again.")
-    return RvcdError(Code.NOT_WRITABLE, f"{path} cannot be written: {error.strerror or error}.")
 
 
 def _raw_header(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Record the small reference outputs that `make test` holds the engine against. Needs torch.
 
-    python -m tests.golden.record           record them all anew, beside this file
-    python -m tests.golden.record --check   fail if a fresh recording differs from what is committed
+python -m tests.golden.record           record them all anew, beside this file
+python -m tests.golden.record --check   fail if a fresh recording differs from what is committed
 """
 
 import argparse
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tests.parity import reference
+from tests.parity.report import package_version
 from tests.support import recipes, seeded
 
 FOLDER = Path(__file__).parent
@@ -29,7 +30,7 @@ def record_content(folder: Path) -> tuple[Arrays, str]:
         model = reference.Content(seeded.content_encoder(folder / recipe.name, seed=recipes.SEED, tiny=recipe.tiny))
         for version in ("v1", "v2"):
             arrays[f"{recipe.name}-{version}"] = model.features(recipe.stem(), version)[:, :: recipe.thin]
-    return arrays, reference.package("transformers")
+    return arrays, package_version("transformers")
 
 
 def record_pitch(folder: Path) -> tuple[Arrays, str]:
@@ -38,7 +39,7 @@ def record_pitch(folder: Path) -> tuple[Arrays, str]:
         model = reference.Pitch(seeded.pitch_model(folder / f"{recipe.name}.pt", seed=recipes.SEED, tiny=recipe.tiny))
         arrays[f"{recipe.name}-salience"] = model.salience(recipe.stem())[:: recipe.thin]
         arrays[f"{recipe.name}-f0"] = model.f0(recipe.stem())
-    return arrays, reference.package("huggingface_hub_rvc")
+    return arrays, package_version("huggingface_hub_rvc")
 
 
 def record_voices(folder: Path) -> tuple[Arrays, str]:
@@ -46,7 +47,7 @@ def record_voices(folder: Path) -> tuple[Arrays, str]:
     for recipe in recipes.VOICES:
         model = reference.Voice(recipe.checkpoint(folder))
         arrays[recipe.name] = model.synthesize(recipe.features(), recipe.contour(), speaker_id=1)
-    return arrays, reference.package("huggingface_hub_rvc")
+    return arrays, package_version("huggingface_hub_rvc")
 
 
 def record_pipelines(folder: Path) -> tuple[Arrays, str]:
@@ -68,7 +69,7 @@ def record_pipelines(folder: Path) -> tuple[Arrays, str]:
         )
         arrays[recipe.name] = converted[:: recipe.thin]
         arrays[f"{recipe.name}-samples"] = np.asarray(len(converted))
-    return arrays, reference.package("rvc_next")
+    return arrays, package_version("rvc_next")
 
 
 RECORDERS = {

@@ -19,8 +19,7 @@ and wrapped; the classic WebUI differs from neither. Four things are done to the
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import version as installed_version
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,11 +38,6 @@ from transformers.utils import logging as transformers_logging
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()  # it warns that plain HubertModel has no final_proj
-
-
-def package(name: str) -> str:
-    """Name and installed version, as the report quotes them."""
-    return f"{name} {installed_version(name)}"
 
 
 @contextmanager
@@ -146,9 +140,8 @@ class Pipeline:
         """(samples,) in ±1 at the voice's rate; `params` are those of rvc_next's VoiceParams."""
         runtime = self.runtime
         runtime.chunk = ChunkConfig(*windows) if windows else self.standard_windows
-        given = mock.patch.object(runtime, "f0", lambda _method: _GivenPitch(f0)) if f0 is not None else _nothing()
         with (
-            given,
+            nullcontext() if f0 is None else mock.patch.object(runtime, "f0", return_value=_GivenPitch(f0)),
             _rmvpe_sizes(next_rmvpe, runtime.assets.rmvpe),
             mock.patch.object(offline, "to_int16", _to_float),
             mock.patch.object(loader, "synthesizer_class", _fitting(loader.synthesizer_class, voice)),
@@ -188,11 +181,6 @@ class _GivenPitch:
 
     def compute(self, x: np.ndarray, p_len: int) -> np.ndarray:
         return np.array(self.f0, np.float64)  # a copy: it is transposed in place
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _to_float(audio: np.ndarray) -> np.ndarray:

@@ -1,13 +1,10 @@
 """The engine against published torch packages, live, on seeded full-size checkpoints, float32 on the CPU.
 
 `make parity` runs this where the packages are installed. Every figure goes into a table that is printed at the
-end, and written as JSON and Markdown to the path in RVCD_PARITY_REPORT (its suffix is replaced).
+end, and written where RVCD_PARITY_REPORT says.
 """
 
-import json
-import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,70 +14,25 @@ from rvcd.mlx_engine import Engine
 from rvcd.settings import Settings
 from tests.golden import record
 from tests.parity import reference
+from tests.parity.report import SEED, Report
 from tests.support import measures, seeded
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")]
 
-SEED = 1
 RATES = (32000, 40000, 48000)
 WINDOWS = (1, 1, 3, 4)
 """Seconds; with these a stem of 14 s is cut four times."""
 
 
-@dataclass(frozen=True)
-class Row:
-    compared: str
-    package: str
-    measure: str
-    figure: float
-    limit: str
-    seed: int = SEED
-
-    def to_markdown(self) -> str:
-        return f"| {self.compared} | {self.package} | {self.measure} | {self.figure:.3g} | {self.limit} | {self.seed} |"
-
-
-@dataclass
-class Report:
-    """Collects figures; a figure is reported before it is judged."""
-
-    rows: list[Row] = field(default_factory=list)
-
-    def at_most(self, compared: str, package: str, measure: str, figure: float, limit: float) -> None:
-        self.rows.append(Row(compared, reference.package(package), measure, figure, f"≤ {limit:g}"))
-        assert figure <= limit
-
-    def at_least(self, compared: str, package: str, measure: str, figure: float, limit: float) -> None:
-        self.rows.append(Row(compared, reference.package(package), measure, figure, f"≥ {limit:g}"))
-        assert figure >= limit
-
-    def to_markdown(self) -> str:
-        head = "| compared | reference | measure | figure | limit | seed |\n| --- | --- | --- | --- | --- | --- |"
-        return "\n".join([head, *(row.to_markdown() for row in self.rows)])
-
-
 @pytest.fixture(scope="module")
-def report(request: pytest.FixtureRequest) -> Iterator[Report]:
-    """The table of this run."""
-    report = Report()
-    yield report
-    request.config.get_terminal_writer().write(f"\n{report.to_markdown()}\n")
-    if path := os.environ.get("RVCD_PARITY_REPORT"):
-        Path(path).with_suffix(".md").write_text(report.to_markdown() + "\n", encoding="utf-8")
-        Path(path).with_suffix(".json").write_text(json.dumps([asdict(r) for r in report.rows], indent=1), encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Holds the checkpoints that both sides read, and the engine's conversions."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints that both sides read."""
     folder = tmp_path_factory.mktemp("parity")
     seeded.content_encoder(folder / "hubert_base", seed=SEED)
     seeded.pitch_model(folder / "rmvpe.pt", seed=SEED)
     seeded.retrieval_index(folder / "v1.index", vectors=20_000, width=256, seed=SEED)
     seeded.retrieval_index(folder / "v2.index", vectors=20_000, width=768, seed=SEED)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RVCD_HOME", str(folder / "home"))
-        yield folder
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +80,7 @@ VOICES = [
 
 
 @pytest.mark.parametrize(("version", "sample_rate", "f0"), VOICES)
-def test_synthesizer(
-    engine: Engine, folder: Path, report: Report, version: str, sample_rate: int, f0: bool
-) -> None:
+def test_synthesizer(engine: Engine, folder: Path, report: Report, version: str, sample_rate: int, f0: bool) -> None:
     stem = seeded.sung_stem(4.0, 16000, SEED)
     features = np.repeat(engine.content_features(stem, version=version), 2, axis=0)[:300]
     contour = engine.f0(stem)[:300] if f0 else None

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.stem import sung_stem as sung_stem
+from tests.support.stem import sung_stem  # noqa: F401, for those who make checkpoints and stems together
 from tests.support.torch_writer import Call, Global, save_zip
 
 Tensors = dict[str, np.ndarray]
@@ -285,12 +285,13 @@ def fairseq_content_encoder(path: Path, *, seed: int = 0, tiny: bool = False, la
     model["label_embs_concat"] = np.zeros((504, 8), np.float16)
     settings = {"_content": {"task": {"normalize": False}, "model": {"_name": "hubert"}}}
     symbols = {"symbols": ["<s>", "<pad>"], "count": [1, 1]}
+    dictionary = Call(Global("fairseq.data.dictionary", "Dictionary"), state=symbols, new=True)
     checkpoint = {
         "args": None,
         "cfg": Call(Global("omegaconf.dictconfig", "DictConfig"), state=settings, new=True),
         "model": model,
         "optimizer_history": [{"criterion_name": "HubertCriterion", "num_updates": 400000}],
-        "task_state": {"dictionaries": [Call(Global("fairseq.data.dictionary", "Dictionary"), state=symbols, new=True)]},
+        "task_state": {"dictionaries": [dictionary]},
         "extra_state": {"train_iterator": {"epoch": 1}},
     }
     save_zip(path, checkpoint)
@@ -378,7 +379,7 @@ def pitch_weights(*, seed: int, tiny: bool = False) -> Tensors:
         weights.batch_norm(f"{name}.conv1.1", width, _POWER, 1.0)
         _blocks(weights, f"{name}.conv2", 2 * width, width, sizes.blocks)
         wide = width
-    weights.layer("cnn", (3, wide, 3, 3), 12.0, blind=2)  # steady sound and silence leave the GRU at rest
+    weights.layer("cnn", (3, wide, 3, 3), 30.0, blind=2)  # it hears changes, not what is steady
     _pitch_head(weights, sizes.gru)
     return weights.tensors
 
@@ -404,16 +405,16 @@ def _pitch_head(weights: _Weights, hidden: int) -> None:
     for suffix in ("", "_reverse"):
         weights.normal(f"fc.0.gru.weight_ih_l0{suffix}", (3 * hidden, image), 1.0 / np.sqrt(image))
         weights.normal(f"fc.0.gru.weight_hh_l0{suffix}", (3 * hidden, hidden), 0.7 / np.sqrt(hidden))
-        weights.normal(f"fc.0.gru.bias_ih_l0{suffix}", (3 * hidden,), 0.1)
+        weights.normal(f"fc.0.gru.bias_ih_l0{suffix}", (3 * hidden,), 0.02)
         weights.tensors[f"fc.0.gru.bias_ih_l0{suffix}"][hidden : 2 * hidden] += 2.0  # the update gate: some inertia
-        weights.normal(f"fc.0.gru.bias_hh_l0{suffix}", (3 * hidden,), 0.1)
+        weights.normal(f"fc.0.gru.bias_hh_l0{suffix}", (3 * hidden,), 0.02)
     # Neighbouring bins answer alike, so that a maximum is a peak and not a tie between strangers.
     rows = weights.rng.standard_normal((PITCH_BINS + 24, 2 * hidden))
     bump = np.exp(-0.5 * (np.arange(-12, 13) / 3.0) ** 2)
     rows = np.stack([np.convolve(column, bump / np.linalg.norm(bump), "valid") for column in rows.T], axis=1)
     weights.put("fc.1.weight", rows * (6.0 / np.sqrt(2 * hidden)))
     bins = np.arange(PITCH_BINS)
-    weights.put("fc.1.bias", -7.5 - 2.0 * ((bins - 180) / 80.0) ** 2)  # singers live in the middle
+    weights.put("fc.1.bias", -12.0 - 2.0 * ((bins - 180) / 80.0) ** 2)  # singers live in the middle
 
 
 def retrieval_index(path: Path, *, vectors: int, width: int, seed: int = 0, spread: float = 0.35) -> Path:

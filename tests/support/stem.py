@@ -26,7 +26,9 @@ def sung_stem(seconds: float, rate: int = 16000, seed: int = 0) -> np.ndarray:
         sung += gain * np.sin(2 * np.pi * harmonic * phase)
     noise = rng.standard_normal(count)
     bright = np.diff(noise, prepend=0.0)
-    stem = at_rate(voiced) * (0.9 * sung + 0.01 * noise) + 0.03 * at_rate(breath) * noise + 0.08 * at_rate(hiss) * bright
+    stem = (
+        at_rate(voiced) * (0.9 * sung + 0.01 * noise) + 0.03 * at_rate(breath) * noise + 0.08 * at_rate(hiss) * bright
+    )
     return (0.7 * np.tanh(stem)).astype(np.float32)
 
 
