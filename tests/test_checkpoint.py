@@ -403,9 +403,7 @@ def test_describes_voices_indexes_and_converted_files(tmp_path: Path) -> None:
     assert (index["kind"], index["vectors"], index["width"], index["usable"]) == ("index", 120, 8, True)
     converted = tmp_path / "c.safetensors"
     config = voice_config(tmp_path / "model.pth")
-    weights.save(
-        converted, {"a": np.ones(1, np.float32)}, kind="voice", name="Ada", key="k", config=config, provenance={}
-    )
+    weights.save(converted, {"a": np.ones(1, np.float32)}, weights.ModelCard("voice", "Ada", "k", config, {}))
     about = describe(converted)
     assert (about["kind"], about["converted"], about["name"], about["usable"]) == ("voice", True, "Ada", True)
     assert refusal_of_converted(converted) is Code.NOT_A_CHECKPOINT

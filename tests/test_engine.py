@@ -64,8 +64,9 @@ def test_models_are_refused_in_each_others_place(engine: Engine, models_folder: 
         assert caught.value.code == Code.NOT_A_CHECKPOINT
 
 
-def test_a_voice_of_another_content_encoder_is_refused(engine: Engine, tmp_path: Path) -> None:
-    """The tiny encoder has neither nine layers for v1 nor the standard width."""
+def test_a_voice_of_another_content_encoder_is_refused(tmp_path: Path) -> None:
+    """This encoder has neither nine layers for v1 nor the standard width."""
+    engine = Engine(seeded.content_encoder(tmp_path / "content", tiny=True, layers=2))
     for version, tiny in (("v1", True), ("v2", False)):
         path = seeded.voice(tmp_path / f"{version}.pth", version=version, tiny=tiny)
         with pytest.raises(RvcdError) as caught:
@@ -133,3 +134,42 @@ def test_noise_belongs_to_its_frame() -> None:
     np.testing.assert_array_equal(frame_noise("latent", 5, 37, 264, 4), whole[187:414])
     assert not np.array_equal(frame_noise("source", 5, 37, 264, 4), whole[187:414])
     assert abs(float(whole.std()) - 1.0) < 0.05
+
+
+def test_a_converted_file_can_be_imported_elsewhere(models_folder: Path, tmp_path: Path) -> None:
+    """Whole, with its index and provenance, and under another name if wanted."""
+    first = import_checkpoint(
+        models_folder / "voice.pth", index=models_folder / "voice.index", directory=tmp_path / "here"
+    )
+    second = import_checkpoint(first.path, directory=tmp_path / "there", name="Anna")
+    assert (second.kind, second.name, second.fresh) == ("voice", "Anna", True)
+    a, b = weights.read_header(first.path), weights.read_header(second.path)
+    assert (a.key, a.config, a.provenance, a.index_vectors) == (b.key, b.config, b.provenance, b.index_vectors)
+    assert not import_checkpoint(first.path, directory=tmp_path / "there", name="Anna").fresh
+
+
+def test_a_damaged_conversion_is_made_again(models_folder: Path, tmp_path: Path) -> None:
+    first = import_checkpoint(models_folder / "voice.pth", directory=tmp_path)
+    first.path.write_bytes(first.path.read_bytes()[:-1000])
+    assert import_checkpoint(models_folder / "voice.pth", directory=tmp_path).fresh
+    assert not import_checkpoint(models_folder / "voice.pth", directory=tmp_path).fresh
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (lambda data: data[:-1000], Code.TRUNCATED_FILE),
+        (lambda data: data[:20], Code.NOT_A_CHECKPOINT),
+        (lambda data: data.replace(b'"format_version":"1"', b'"format_version":"9"'), Code.NOT_A_CHECKPOINT),
+        (lambda data: data.replace(b'"kind":"voice"', b'"kind":"vocie"'), Code.NOT_A_CHECKPOINT),
+        (lambda data: data.replace(b"enc_p.proj.bias", b"enc_p.porj.bias"), Code.WRONG_SHAPE),
+    ],
+)
+def test_a_damaged_converted_file_is_refused(
+    engine: Engine, models_folder: Path, tmp_path: Path, damage: object, code: Code
+) -> None:
+    path = import_checkpoint(models_folder / "voice.pth", directory=tmp_path).path
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(RvcdError) as caught:
+        engine.load_voice(path)
+    assert caught.value.code == code

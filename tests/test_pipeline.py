@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rvcd.errors import Code, RvcdError
-from rvcd.mlx_engine import Engine
+from rvcd.mlx_engine import Engine, pipeline
+from rvcd.mlx_engine.dsp import resample
 from rvcd.mlx_engine.voice import Voice
 from rvcd.settings import Settings
 from tests.support import seeded
@@ -32,37 +33,61 @@ def test_every_length_is_kept(engine: Engine, voice: Voice, samples: int) -> Non
     assert np.isfinite(converted).all()
 
 
-def response(engine: Engine, voice: Voice, carrier: np.ndarray, pulse: np.ndarray, rate: int | None) -> np.ndarray:
-    """Energy of what a pulse changes, per sample; by the reference's own timing where no rate is given."""
-    settings = replace(PLAIN, loudness=0.0, protect=0.5)
-    if rate is None:
-        f0 = np.full(len(carrier) // 160 + 400, 150.0)
-        with_pulse, without = (engine.convert_reference(x, voice, settings, f0=f0) for x in (carrier + pulse, carrier))
-    else:
-        with_pulse, without = (engine.convert(x, rate, voice, settings) for x in (carrier + pulse, carrier))
-    return (with_pulse - without) ** 2
+@pytest.fixture
+def local(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Engine, Voice]:
+    """An engine whose networks see only what is near, that knows the pitch, and that draws no noise.
+
+    What a pulse changes then lies around the pulse, and the reference and the pipeline differ in timing alone.
+    """
+    engine = Engine(models_folder / "content", models_folder / "rmvpe.pt")
+    voice = engine.load_voice(models_folder / "voice.pth")
+    encoder = engine._stages._encoder
+    encoder.position.taps = encoder.position.taps * 0
+    for layer in encoder.layers:
+        layer.attention.out_proj.weight = layer.attention.out_proj.weight * 0
+    for attention in voice.synthesizer.enc_p.attn_layers:
+        attention.conv_o.weight = attention.conv_o.weight * 0
+    monkeypatch.setattr(engine._stages, "f0", lambda samples, settings: np.full(1 + len(samples) // 160, 150.0))
+    monkeypatch.setattr(pipeline, "_LATENT_NOISE", 0.0)
+    monkeypatch.setattr(pipeline, "_SOURCE_NOISE", 0.0)
+    return engine, voice
 
 
-@pytest.mark.parametrize("rate", [16000, 44100, 96000])
-def test_pulses_come_out_when_the_reference_puts_them(engine: Engine, voice: Voice, rate: int) -> None:
-    """Pulses on a voiced carrier: the mean onset error against the reference's timing is below 1 ms."""
-    seconds, onsets = 4.0, np.arange(0.7, 3.3, 0.2503)
+ONSETS = np.arange(0.7, 3.3, 0.2503)
+SECONDS = 4.0
 
-    def signals(at_rate: int) -> tuple[np.ndarray, np.ndarray]:
-        at = np.arange(round(seconds * at_rate)) / at_rate
-        carrier = sum(0.2 * np.sin(2 * np.pi * 150 * k * at) / k for k in range(1, 8))
-        pulses = sum(0.4 * np.exp(-(((at - onset) / 0.001) ** 2)) * np.sin(7000 * (at - onset) + 1) for onset in onsets)
-        return carrier.astype(np.float32), pulses.astype(np.float32)
 
-    def centres(energy: np.ndarray, at_rate: int) -> np.ndarray:
-        at = np.arange(len(energy)) / at_rate
-        around = [np.abs(at - onset) < 0.1 for onset in onsets]
-        return np.array([(energy[near] * at[near]).sum() / energy[near].sum() for near in around])
+def voiced_pulses(rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """A voiced carrier, and a train of pulses on it whose period is no multiple of any frame."""
+    at = np.arange(round(SECONDS * rate)) / rate
+    carrier = sum(0.2 * np.sin(2 * np.pi * 150 * k * at) / k for k in range(1, 8))
+    pulses = sum(0.4 * np.exp(-(((at - onset) / 0.001) ** 2)) * np.sin(5000 * (at - onset) + 1) for onset in ONSETS)
+    return carrier.astype(np.float32), pulses.astype(np.float32)
 
-    ours = centres(response(engine, voice, *signals(rate), rate), rate)
-    reference = centres(response(engine, voice, *signals(16000), None), voice.config.sample_rate)
-    assert abs(np.mean(ours - reference)) < 0.001
-    assert np.abs(ours - reference).max() < 0.004
+
+def centres(with_pulses: np.ndarray, without: np.ndarray, rate: int) -> np.ndarray:
+    """Where each pulse's change of the sound has its centre, in seconds."""
+    energy, at = (with_pulses - without) ** 2, np.arange(len(without)) / rate
+    around = [np.abs(at - onset) < 0.1 for onset in ONSETS]
+    return np.array([(energy[near] * at[near]).sum() / energy[near].sum() for near in around])
+
+
+def test_onsets_come_out_when_the_reference_puts_them(local: tuple[Engine, Voice]) -> None:
+    """A pulse train on a voiced signal: every onset within 1 ms of the timing that voices are trained with."""
+    engine, voice = local
+    settings = replace(PLAIN, loudness=0.0)
+    carrier, pulses = voiced_pulses(16000)
+    f0 = np.full(len(carrier) // 160 + 201, 150.0)
+    base, base_with = (engine.convert_reference(x, voice, settings, f0=f0) for x in (carrier, carrier + pulses))
+    expected = centres(base_with, base, voice.config.sample_rate)
+    for rate in (44100, 48000, 96000):
+        carrier, pulses = voiced_pulses(rate)
+        plain, with_pulses = (engine.convert(x, rate, voice, settings) for x in (carrier, carrier + pulses))
+        assert np.abs(centres(with_pulses, plain, rate) - expected).max() < 0.001
+        at_rate = resample(base_with, voice.config.sample_rate, rate)
+        inner = slice(rate // 2, -rate // 2)
+        error = (at_rate[: len(with_pulses)] - with_pulses[: len(at_rate)])[inner]
+        assert 10 * np.log10(np.mean(at_rate[inner] ** 2) / np.mean(error**2)) > 40
 
 
 def test_cutting_a_stem_does_not_move_or_break_it(
@@ -75,7 +100,10 @@ def test_cutting_a_stem_does_not_move_or_break_it(
     monkeypatch.setattr("rvcd.mlx_engine.chunks._QUERY_FRAMES", 100)
     cut = engine.convert(stem, 16000, voice, PLAIN)
     assert not np.array_equal(cut, whole)
-    assert np.corrcoef(cut, whole)[0, 1] > 0.98
+    lags = np.arange(-40, 41)
+    likeness = [np.dot(cut[100:-100], np.roll(whole, lag)[100:-100]) for lag in lags]
+    assert lags[int(np.argmax(likeness))] == 0
+    assert np.corrcoef(cut, whole)[0, 1] > 0.8
     steps = [np.abs(np.diff(x)).max() for x in (cut, whole)]
     assert steps[0] < 1.1 * steps[1]
 
@@ -98,13 +126,13 @@ def test_digital_silence_stays_digital_silence(engine: Engine, voice: Voice) -> 
     assert not engine.convert(np.zeros((5000, 2), dtype=np.float32), 48000, voice, PLAIN).any()
 
 
-def test_level_is_not_normalised(engine: Engine, voice: Voice, stem_16k: np.ndarray) -> None:
+def test_level_is_not_normalised(engine: Engine, voice: Voice) -> None:
     """With its loudness followed, a stem keeps its level: quiet, ordinary, and far over full scale."""
     settings = replace(PLAIN, loudness=1.0)
+    carrier, _ = voiced_pulses(44100)
     for gain in (0.01, 1.0, 30.0):
-        converted = engine.convert(stem_16k * np.float32(gain), 16000, voice, settings)
-        ratio = np.sqrt(np.mean(converted**2) / np.mean((stem_16k * gain) ** 2))
-        assert 0.7 < ratio < 1.4
+        converted = engine.convert(carrier * np.float32(gain), 44100, voice, settings)
+        assert np.sqrt(np.mean(converted**2) / np.mean((carrier * gain) ** 2)) == pytest.approx(1.0, rel=0.1)
 
 
 def test_dual_mono_is_converted_once_and_stays_dual_mono(engine: Engine, voice: Voice, stem_16k: np.ndarray) -> None:
@@ -116,7 +144,7 @@ def test_dual_mono_is_converted_once_and_stays_dual_mono(engine: Engine, voice: 
             16000,
             voice,
             replace(PLAIN, stereo=stereo),
-            lambda stage, _: stages.append(stage),
+            lambda stage, _, stages=stages: stages.append(stage),
         )
         np.testing.assert_array_equal(both[:, 0], mono)
         np.testing.assert_array_equal(both[:, 1], mono)
@@ -124,11 +152,11 @@ def test_dual_mono_is_converted_once_and_stays_dual_mono(engine: Engine, voice: 
 
 
 def test_true_stereo_by_its_middle_or_channel_by_channel(engine: Engine, voice: Voice, stem_16k: np.ndarray) -> None:
-    left, right = stem_16k, seeded.sung_stem(3.0, 16000, seed=8)
+    left, right = stem_16k + np.float32(1e-3), seeded.sung_stem(3.0, 16000, seed=8) + np.float32(1e-3)
     stem = np.stack([left, right, np.zeros_like(left)], axis=1)
     middle = engine.convert(stem, 16000, voice, PLAIN)
-    sounding = (left != 0) & (right != 0)
-    np.testing.assert_allclose(middle[sounding, 0], middle[sounding, 1], atol=1e-3)
+    np.testing.assert_array_equal(middle[:, 0], engine.convert((left + right) / 2, 16000, voice, PLAIN))
+    np.testing.assert_array_equal(middle[:, 1], middle[:, 0])
     each = engine.convert(stem, 16000, voice, replace(PLAIN, stereo="per-channel"))
     np.testing.assert_array_equal(each[:, 0], engine.convert(left, 16000, voice, PLAIN))
     np.testing.assert_array_equal(each[:, 1], engine.convert(right, 16000, voice, PLAIN))

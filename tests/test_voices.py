@@ -60,7 +60,7 @@ def install(name: str, kind: Kind = "voice", *, folder: Path | None = None, key:
     if kind == "voice":
         tensors["index.vectors"] = np.zeros((5, 768), np.float32)
     config = VOICE if kind == "voice" else PITCH
-    weights.save(path, tensors, kind=kind, name=name, key=key, config=config, provenance={"sources": {}})
+    weights.save(path, tensors, weights.ModelCard(kind, name, key, config, {"sources": {}}))
     os.utime(path, (1_700_000_000 - age,) * 2)
     return path
 

@@ -1,14 +1,20 @@
 """A checkpoint becomes a converted file, once: read, turned into our parameters, proven by a strict load, saved."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy.typing as npt
+from safetensors.numpy import load_file
 
 from rvcd.errors import Code, RvcdError
 from rvcd.mlx_engine import weights
 from rvcd.mlx_engine.checkpoint import Checkpoint, read_checkpoint, source_hashes
 from rvcd.mlx_engine.configs import Kind, VoiceConfig
 from rvcd.mlx_engine.faiss_file import RetrievalIndex, read_index
+from rvcd.mlx_engine.models import INDEX_PREFIX, build, prove
 from rvcd.mlx_engine.parameters import to_model
 from rvcd.mlx_engine.voice import check_index_width, index_arrays
 
@@ -34,12 +40,13 @@ def import_checkpoint(
 
     Raises `RvcdError` with any of the checkpoint, index and file codes.
     """
+    if source.is_file() and weights.is_converted(source):
+        return _import_converted(source, directory, name)
     hashes = source_hashes(source) | (source_hashes(index) if index else {})
     key = weights.source_key(hashes)
-    for known in sorted(directory.glob(f"*.{key[:12]}.safetensors")):
-        header = weights.read_header(known)
-        if header.key == key and name in (None, header.name):
-            return ImportedModel(known, header.kind, header.name, fresh=False)
+    known = _find(directory, key, name)
+    if known is not None:
+        return known
     checkpoint = read_checkpoint(source)
     tensors = to_model(checkpoint)
     provenance = {**checkpoint.info, "sources": hashes}
@@ -48,12 +55,38 @@ def import_checkpoint(
         tensors |= index_arrays(retrieval)
         provenance["nprobe"] = retrieval.nprobe
     name = name or _default_name(source)
-    path = directory / f"{_safe(name)}.{key[:12]}.safetensors"
-    weights.save(
-        path, tensors, kind=checkpoint.kind, name=name, key=key, config=checkpoint.config, provenance=provenance
-    )
-    _remove_predecessors(path, name, checkpoint.kind)
-    return ImportedModel(path, checkpoint.kind, name, fresh=True)
+    return _save(tensors, weights.ModelCard(checkpoint.kind, name, key, checkpoint.config, provenance), directory)
+
+
+def _import_converted(source: Path, directory: Path, name: str | None) -> ImportedModel:
+    """Take over a file that another rvcd converted, perhaps under another name."""
+    header = weights.read_header(source)
+    known = _find(directory, header.key, name or header.name)
+    if known is not None:
+        return known
+    tensors = load_file(source)
+    parameters = {n: mx.array(tensor) for n, tensor in tensors.items() if not n.startswith(INDEX_PREFIX)}
+    prove(build(header.config), parameters, source.name)
+    return _save(tensors, replace(header, name=name or header.name), directory)
+
+
+def _find(directory: Path, key: str, name: str | None) -> ImportedModel | None:
+    """Look for a whole file of these sources."""
+    for path in sorted(directory.glob(f"*.{key[:12]}.safetensors")):
+        try:
+            header = weights.read_header(path)
+        except RvcdError:
+            continue  # damaged: it will be converted again
+        if header.key == key and name in (None, header.name):
+            return ImportedModel(path, header.kind, header.name, fresh=False)
+    return None
+
+
+def _save(tensors: dict[str, npt.NDArray[Any]], card: weights.ModelCard, directory: Path) -> ImportedModel:
+    path = directory / f"{_safe(card.name)}.{card.key[:12]}.safetensors"
+    weights.save(path, tensors, card)
+    _remove_predecessors(path, card.name, card.kind)
+    return ImportedModel(path, card.kind, card.name, fresh=True)
 
 
 def _read_index(path: Path, checkpoint: Checkpoint) -> RetrievalIndex:

@@ -15,7 +15,7 @@ from rvcd.mlx_engine.checkpoint import Checkpoint
 from rvcd.mlx_engine.configs import HubertConfig, RmvpeConfig, VoiceConfig
 from rvcd.mlx_engine.hubert import PositionalConv
 from rvcd.mlx_engine.layers import Conv1d, Conv2d, StridedConv1d, Upsample1d, Upsample2d
-from rvcd.mlx_engine.models import build
+from rvcd.mlx_engine.models import build, prove
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 
@@ -41,7 +41,7 @@ def to_model(checkpoint: Checkpoint) -> Tensors:
         renamed = _rmvpe_parameters(config, checkpoint.tensors)
     model = build(config)
     tensors = {name: _channels_last(model, name, tensor) for name, tensor in renamed.items()}
-    model.load_weights([(name, mx.array(tensor)) for name, tensor in tensors.items()], strict=True)
+    prove(model, {name: mx.array(tensor) for name, tensor in tensors.items()}, "the checkpoint")
     return tensors
 
 

@@ -26,7 +26,7 @@ from rvcd.mlx_engine.dsp import (
     reflect_pad,
     resample,
 )
-from rvcd.mlx_engine.stages import REFERENCE_LATENT_NOISE, Decode, Noise, Stages
+from rvcd.mlx_engine.stages import Decode, Noise, Stages
 from rvcd.mlx_engine.voice import Voice
 from rvcd.settings import Settings
 
@@ -36,6 +36,7 @@ LOWEST_RATE, HIGHEST_RATE = 8_000, 192_000
 _ANALYSIS_PEAK = 0.95
 _EDGE_FRAMES = 50  # mirrored beyond the stem's ends, where there is no real context
 _CONTEXT_FRAMES = 100  # of real signal that content features see to each side of a chunk
+_LATENT_NOISE, _SOURCE_NOISE = 0.66666, 1.0  # the reference's
 _TAIL_SAMPLES = 80  # the content encoder's window is longer than its hop
 _SHORTEST_SILENCE_SECONDS = 0.01
 _SILENCE_FADE_SECONDS = 0.003
@@ -184,7 +185,7 @@ def _render(
     if analysis.f0 is not None and analysis.phase is not None:
         f0, phase = (values[low + _EDGE_FRAMES : high + _EDGE_FRAMES] for values in (analysis.f0, analysis.phase))
     features = stages.blend(voice, content, f0, settings, settings.search)
-    noise = Noise(settings.seed, REFERENCE_LATENT_NOISE, 1.0)
+    noise = Noise(settings.seed, _LATENT_NOISE, _SOURCE_NOISE)
     decode = Decode(low, start - low, stop - low)
     sound = stages.synthesize(voice, features, f0, settings.speaker_id, noise, phase, decode)
     return np.array(sound.astype(mx.float32))

@@ -19,7 +19,6 @@ Float64s = npt.NDArray[np.float64]
 
 _V1_LAYER = 9
 _VOICED_SOURCE_NOISE, _UNVOICED_SOURCE_NOISE = 0.003, 0.1 / 3
-REFERENCE_LATENT_NOISE = 0.66666
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Noise:
 
     seed: int
     latent: float
-    """Scale of the latent noise; the reference uses `REFERENCE_LATENT_NOISE`."""
+    """Scale of the latent noise; the reference uses 0.66666."""
     source: float
     """Scale of the noise added to the source; 1 is the reference's."""
 

@@ -14,9 +14,10 @@ import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from rvcd.errors import Code, RvcdError, write_error
@@ -28,15 +29,23 @@ _MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
-class ModelHeader:
-    """What a converted file says about itself. Reading it touches no tensor."""
+class ModelCard:
+    """What a converted model is."""
 
-    path: Path
     kind: Kind
     name: str
     key: str
+    """Of its sources: see `source_key`."""
     config: ModelConfig
     provenance: dict[str, Any]
+    """JSON-able: `sources` (file name -> SHA-256), and what the checkpoint says of itself."""
+
+
+@dataclass(frozen=True)
+class ModelHeader(ModelCard):
+    """What a converted file says about itself. Reading it touches no tensor."""
+
+    path: Path
     index_vectors: int
     """Retrieval vectors inside; 0 for a voice without an index."""
 
@@ -76,7 +85,16 @@ def read_header(path: Path) -> ModelHeader:
             f"{path.name} has format version {metadata.get('format_version')}, this rvcd reads {FORMAT_VERSION}; "
             "import its original again.",
         )
-    kind: Kind = metadata["kind"]
+    try:
+        return _parse(path, metadata, header.get("index.vectors", {"shape": [0]})["shape"][0])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RvcdError(
+            Code.NOT_A_CHECKPOINT, f"{path.name} has a damaged header; import its original again."
+        ) from error
+
+
+def _parse(path: Path, metadata: dict[str, str], index_vectors: int) -> ModelHeader:
+    kind = cast("Kind", metadata["kind"])
     return ModelHeader(
         path=path,
         kind=kind,
@@ -84,13 +102,11 @@ def read_header(path: Path) -> ModelHeader:
         key=metadata["key"],
         config=CONFIG_OF_KIND[kind].from_json(json.loads(metadata["config"])),
         provenance=json.loads(metadata["provenance"]),
-        index_vectors=header.get("index.vectors", {"shape": [0]})["shape"][0],
+        index_vectors=index_vectors,
     )
 
 
-def save(
-    path: Path, tensors: dict[str, np.ndarray], *, kind: Kind, name: str, key: str, config: ModelConfig, provenance: Any
-) -> None:
+def save(path: Path, tensors: dict[str, npt.NDArray[Any]], card: ModelCard) -> None:
     """Write a converted file atomically: it appears whole under its name, or not at all.
 
     Raises `RvcdError`: `not_writable`, `disk_full`.
@@ -98,11 +114,11 @@ def save(
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        "kind": kind,
-        "name": name,
-        "key": key,
-        "config": json.dumps(config.to_json(), sort_keys=True),
-        "provenance": json.dumps(provenance, sort_keys=True),
+        "kind": card.kind,
+        "name": card.name,
+        "key": card.key,
+        "config": json.dumps(card.config.to_json(), sort_keys=True),
+        "provenance": json.dumps(card.provenance, sort_keys=True),
     }
     draft = None
     try:

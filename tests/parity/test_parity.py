@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:.*weight_no
 
 RATES = (32000, 40000, 48000)
 WINDOWS = (1, 1, 3, 4)
-"""Seconds; with these a stem of 14 s is cut four times."""
+"""Seconds; with these a stem of 12 s is cut three times."""
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ class Case:
     version: str = "v2"
     sample_rate: int = 40000
     f0: bool = True
-    seconds: float = 10.0
+    seconds: float = 5.0
     index_rate: float = 0.0
     protect: float = 0.5
     loudness: float = 0.0
@@ -119,12 +119,12 @@ CASES = [
     Case("index and protect", given_f0=True, index_rate=0.75, protect=0.33),
     Case("envelope r 0.25", given_f0=True, loudness=0.75),
     Case("envelope r 0", given_f0=True, loudness=1.0),
-    Case("splitting", given_f0=True, seconds=14.0, windows=WINDOWS),
-    Case("all of these", True, "v2", 40000, True, 14.0, 0.75, 0.33, 0.75, 3.5, 2, WINDOWS),
+    Case("splitting", given_f0=True, seconds=12.0, windows=WINDOWS),
+    Case("all of these", True, "v2", 40000, True, 12.0, 0.75, 0.33, 0.75, 3.5, 2, WINDOWS),
     Case("own RMVPE, plain"),
-    Case("own RMVPE, all", False, "v2", 48000, True, 14.0, 0.75, 0.33, 0.75, -5.0, 1, WINDOWS),
-    Case("own RMVPE, v1, all", False, "v1", 40000, True, 14.0, 0.5, 0.2, 1.0, 12.0, 1, WINDOWS),
-    Case("no f0, index, splitting", False, "v2", 32000, False, 14.0, 0.75, 0.33, 0.75, 0.0, 0, WINDOWS),
+    Case("own RMVPE, all", False, "v2", 48000, True, 12.0, 0.75, 0.33, 0.75, -5.0, 1, WINDOWS),
+    Case("own RMVPE, v1, all", False, "v1", 40000, True, 12.0, 0.5, 0.2, 1.0, 12.0, 1, WINDOWS),
+    Case("no f0, index, splitting", False, "v2", 32000, False, 12.0, 0.75, 0.33, 0.75, 0.0, 0, WINDOWS),
 ]
 
 
