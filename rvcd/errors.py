@@ -45,6 +45,33 @@ class Code(StrEnum):
     DOWNLOAD_FAILED = "download_failed"
     HASH_MISMATCH = "hash_mismatch"
 
+    # jobs and files under a DAW
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    FILE_UNSTABLE = "file_unstable"
+    FILE_IN_USE = "file_in_use"
+    CHANGED_UNDERNEATH = "changed_underneath"
+    PERMISSION_DENIED = "permission_denied"
+    OFFLINE_FILE = "offline_file"
+    NO_BACKUP = "no_backup"
+    BUSY = "busy"
+    CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+    GPU_ERROR = "gpu_error"
+    OUT_OF_MEMORY = "out_of_memory"
+    ENGINE_DIED = "engine_died"
+    SHUTTING_DOWN = "shutting_down"
+    # requests
+    BAD_REQUEST = "bad_request"
+    UNKNOWN_ADDRESS = "unknown_address"
+    NOT_ALLOWED = "not_allowed"
+    UNAUTHORIZED = "unauthorized"
+    NOT_RUNNING = "not_running"
+    ALREADY_RUNNING = "already_running"
+    BAD_CONFIGURATION = "bad_configuration"
+    SERVICE_FAILED = "service_failed"
+    # us
+    INTERNAL = "internal"
+
 
 class RvcdError(Exception):
     """Something the user can act on.
