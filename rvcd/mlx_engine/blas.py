@@ -7,7 +7,10 @@ MLX resolve `cblas_sgemm` to it. Everywhere else, or where the library is missin
 
 import ctypes
 import importlib.util
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # In the order in which they depend on each other.
@@ -18,17 +21,31 @@ def preload() -> bool:
     """Load OpenBLAS for MLX; say whether MLX will use it. Must run before `mlx.core` is imported."""
     if sys.platform != "linux" or "mlx.core" in sys.modules:
         return False
-    library = None
-    for path in _bundled_libraries():
-        try:
-            library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-        except OSError:
-            return False
-    if library is None:
+    try:
+        with _one_thread_each():
+            loaded = [ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL) for path in _bundled_libraries()]
+    except OSError:
         return False
-    # The engine computes tiles side by side, one thread each; threads inside a product would only wait for each other.
-    library.openblas_set_num_threads(1)
-    return True
+    return bool(loaded)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Keep a matrix product on the thread that asks for it.
+
+    The engine computes tiles side by side; threads inside each product would only wait for each other (six
+    times slower on two cores). OpenMP reads its setting once, while it is loaded.
+    """
+    name = "OMP_NUM_THREADS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _bundled_libraries() -> list[Path]:

@@ -283,7 +283,9 @@ def fairseq_content_encoder(path: Path, *, seed: int = 0, tiny: bool = False, la
     """Write the same weights as `content_encoder` the way fairseq does, foreign configuration objects included."""
     model = {_fairseq_name(name): t for name, t in content_weights(seed=seed, tiny=tiny, layers=layers).items()}
     model["label_embs_concat"] = np.zeros((504, 8), np.float16)
-    settings = {"_content": {"task": {"normalize": False}, "model": {"_name": "hubert"}}}
+    sizes = TINY_CONTENT if tiny else FULL_CONTENT
+    network = {"_name": "hubert", "encoder_layers": layers, "encoder_attention_heads": sizes.heads}
+    settings = {"_content": {"task": {"normalize": False}, "model": network}}
     symbols = {"symbols": ["<s>", "<pad>"], "count": [1, 1]}
     dictionary = Call(Global("fairseq.data.dictionary", "Dictionary"), state=symbols, new=True)
     checkpoint = {
@@ -425,6 +427,8 @@ def retrieval_index(path: Path, *, vectors: int, width: int, seed: int = 0, spre
     centres = rng.standard_normal((max(1, vectors // 50), width), np.float32)
     own = rng.integers(len(centres), size=vectors)
     data = centres[own] + np.float32(spread) * rng.standard_normal((vectors, width), np.float32)
+    # Vectors of one list at clearly different distances: near-ties are decided by rounding, and differ by machine.
+    data *= rng.uniform(0.6, 1.4, (vectors, 1)).astype(np.float32)
     lists = max(1, min(int(16 * np.sqrt(vectors)), vectors // 39))
     index = faiss.index_factory(width, f"IVF{lists},Flat")
     faiss.extract_index_ivf(index).nprobe = 1
