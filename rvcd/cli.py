@@ -59,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_inspect(commands)
     _add_fetch(commands)
+    _add_config(commands)
+    _add_services(commands)
+    _add_logs(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -158,3 +162,50 @@ def _add_fetch(commands: Any) -> None:
         "download the content encoder and the pitch model that every voice needs",
         "About 560 MB, checked before use and kept; what is installed already is not fetched again.",
     )
+
+
+def _add_config(commands: Any) -> None:
+    group = commands.add_parser("config", help="show, locate or check the configuration", allow_abbrev=False)
+    actions = group.add_subparsers(metavar="ACTION", required=True)
+    for action, summary in {
+        "show": "print the configuration in force, and where each value comes from",
+        "path": "print where the configuration lies",
+        "check": "say all that is wrong with the configuration; exit code 1 if anything is",
+    }.items():
+        parser = _add(actions, action, "configuring", summary)
+        parser.set_defaults(action=action)
+        parser.add_argument("--config", type=Path, metavar="PATH", help="a file instead of the user's own")
+        if action == "show":
+            parser.add_argument("--example", action="store_true", help="print a commented example file instead")
+
+
+def _add_services(commands: Any) -> None:
+    for verb, summary in {
+        "install": "run rvcd as a service of this user, now and at every login",
+        "uninstall": "stop the service and remove it; voices and backups stay",
+        "start": "start the installed service",
+        "stop": "stop the service until the next login",
+        "restart": "start the installed service anew",
+    }.items():
+        parser = _add(commands, verb, "servicing", summary, "The service is launchd's on macOS, systemd's on Linux.")
+        parser.set_defaults(verb=verb, headless=False)
+        parser.add_argument("--dry-run", action="store_true", help="tell what would be done, change nothing")
+        if verb == "install":
+            parser.add_argument("--headless", action="store_true", help="for a machine where nobody logs in")
+
+
+def _add_logs(commands: Any) -> None:
+    parser = _add(commands, "logs", "logging_", "print the end of the daemon's log")
+    parser.add_argument("-f", "--follow", action="store_true", help="print new lines until Ctrl-C")
+    parser.add_argument("-n", "--lines", type=int, default=20, metavar="N", help="how many (default: 20)")
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "doctor",
+        "doctoring",
+        "check configuration, models, port, folders, disks, clock and arithmetic",
+        "Every finding is ok, warn or fail; the exit code is 1 if one is fail.",
+    )
+    parser.add_argument("--config", type=Path, metavar="PATH", help="a file instead of the user's own")

@@ -67,6 +67,11 @@ class Job:
     code: str = ""
     message: str = ""
     backup: Path | None = None
+    """The copy of the take, once there is one."""
+    staged: Path | None = None
+    """The verified result before it takes its place; kept in later states as a note of where it was."""
+    expected: tuple[int, ...] = ()
+    """Fingerprint that the stem must still have when the staged result replaces it."""
     result: Path | None = None
     """Where the converted stem is: the request's path, a sibling, or `out`."""
     seconds_of_audio: float = 0.0

@@ -32,3 +32,29 @@ def cache_dir() -> Path:
     if os.environ.get("RVCD_HOME"):
         return home() / "cache"
     return Path(platformdirs.user_cache_dir("rvcd", appauthor=False))
+
+
+def config_file() -> Path:
+    """What the user configured, if it is there."""
+    if os.environ.get("RVCD_HOME"):
+        return home() / "rvcd.toml"
+    return Path(platformdirs.user_config_dir("rvcd", appauthor=False)) / "rvcd.toml"
+
+
+def journal_file() -> Path:
+    """The daemon's memory of its jobs."""
+    return home() / "journal.db"
+
+
+def hot_folder() -> Path:
+    """The hot folder if none is configured; macOS guards Desktop, Documents and Downloads against daemons."""
+    if os.environ.get("RVCD_HOME"):
+        return home() / "stems"
+    return Path.home() / "Music" / "rvcd"
+
+
+def logs_dir() -> Path:
+    """Logs of the daemon: `~/Library/Logs/rvcd` on macOS, the XDG state folder on Linux."""
+    if os.environ.get("RVCD_HOME"):
+        return home() / "logs"
+    return Path(platformdirs.user_log_dir("rvcd", appauthor=False))

@@ -24,7 +24,8 @@ if sys.platform == "linux":
 def probe(**environment: str) -> list[str]:
     """What the probe prints, in an environment without settings for OpenMP but these."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
-    run = subprocess.run([sys.executable, "-c", PROBE], env={**clean, **environment}, capture_output=True, text=True)
+    command = [sys.executable, "-c", PROBE]
+    run = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return run.stdout.split()
 

@@ -15,6 +15,7 @@ from rvcd.errors import Code, RvcdError
 from rvcd.mlx_engine import models, pipeline, reference, weights
 from rvcd.mlx_engine.convert import import_checkpoint
 from rvcd.mlx_engine.hubert import Hubert
+from rvcd.mlx_engine.lanes import let_lanes_interleave
 from rvcd.mlx_engine.pitch import salience_to_f0
 from rvcd.mlx_engine.rmvpe import Rmvpe
 from rvcd.mlx_engine.stages import Noise, Stages
@@ -38,6 +39,7 @@ class Engine:
         if precision not in ("float32", "float16"):
             raise RvcdError(Code.BAD_SETTING, f"precision must be float32 or float16, not {precision!r}.")
         self._precision: models.Precision = precision
+        let_lanes_interleave()
         encoder_header, encoder, _ = models.load(_converted(Path(content_encoder)), precision)
         if not isinstance(encoder, Hubert):
             raise RvcdError(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mlx import nn
 
 from rvcd.mlx_engine.configs import HubertConfig
-from rvcd.mlx_engine.lanes import lane, lane_count, on_cpu, spans
+from rvcd.mlx_engine.lanes import join, lane, lane_count, on_cpu, spans
 from rvcd.mlx_engine.layers import Kernel, StridedConv1d, gelu, softmax
 
 _FRONT_END_TILE_FRAMES = 32
@@ -48,16 +48,17 @@ class FrontEnd(nn.Module):
         frames = self.frames(samples.size)
         longest = _FRONT_END_TILE_FRAMES if on_cpu() else frames
         x = mx.array(samples)[None, :, None].astype(self.norm.weight.dtype)
-        pieces = []
-        for number, (start, stop) in enumerate(spans(frames, longest)):
+
+        def piece(number: int, start: int, stop: int) -> mx.array:
             with lane(number):
                 first = start * self.hop_samples
-                piece = x[:, first : first + (stop - start - 1) * self.hop_samples + self.window_samples]
-                piece = gelu(self.conv_layers[0](piece) * scale + shift)
+                y = x[:, first : first + (stop - start - 1) * self.hop_samples + self.window_samples]
+                y = gelu(self.conv_layers[0](y) * scale + shift)
                 for conv in self.conv_layers[1:]:
-                    piece = gelu(conv(piece))
-                pieces.append(piece)
-        return mx.concatenate(pieces, axis=1)
+                    y = gelu(conv(y))
+                return y
+
+        return join(piece(number, *span) for number, span in enumerate(spans(frames, longest)))
 
     def _group_norm(self, samples: npt.NDArray[np.float32]) -> tuple[mx.array, mx.array]:
         """The norm after the first convolution, as one gain and offset per channel.

@@ -10,7 +10,7 @@ elsewhere it consumes context. Tiled and whole results are the same arithmetic.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -54,6 +54,16 @@ def _core_count() -> int:
 @cache
 def _cpu_streams() -> tuple[mx.Stream, ...]:
     return tuple(mx.new_stream(mx.cpu) for _ in range(_core_count()))
+
+
+def let_lanes_interleave() -> None:
+    """Have MLX schedule the lanes of a graph in turn. Must be called before anything is evaluated.
+
+    Its scheduler looks at 20 operations of a graph at once by default, fewer than two tiles offer; beyond that it
+    hands out one tile after the other, and one lane sleeps while another works.
+    """
+    if on_cpu():
+        os.environ.setdefault("MLX_BFS_MAX_WIDTH", "60")
 
 
 def lane_count() -> int:
@@ -103,10 +113,25 @@ def map_tiles(
     function: takes a window (batch, frames, ...) and its ends, consumes exactly `reach` frames at inner
     sides, and returns `rate` output frames for each input frame that remains.
     """
-    pieces = []
-    for tile in tiles(x.shape[1], longest, reach):
+
+    def piece(tile: Tile) -> mx.array:
         with lane(tile.number):
             y = function(x[:, tile.window_start : tile.window_stop], tile.ends)
             first = tile.start - tile.window_start - (0 if tile.ends.left else reach)
-            pieces.append(y[:, first * rate : (first + tile.stop - tile.start) * rate])
-    return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
+            return y[:, first * rate : (first + tile.stop - tile.start) * rate]
+
+    return join(piece(tile) for tile in tiles(x.shape[1], longest, reach))
+
+
+def join(pieces: Iterable[mx.array]) -> mx.array:
+    """Concatenate consecutive pieces along axis 1, computing them lane by lane as they come.
+
+    Evaluated in one go, MLX would work through many tiles in step: none would stay in a cache, and the lanes
+    would wait for each other.
+    """
+    joined = []
+    for piece in pieces:
+        joined.append(piece)
+        if lane_count() > 1 and len(joined) % lane_count() == 0:
+            mx.eval(joined[-lane_count() :])
+    return joined[0] if len(joined) == 1 else mx.concatenate(joined, axis=1)

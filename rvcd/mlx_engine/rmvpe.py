@@ -20,6 +20,7 @@ from rvcd.mlx_engine.layers import Conv2d, Kernel, Upsample2d, sigmoid, tanh
 _CPU_TILE_ROWS = 128
 _WINDOW_FRAMES = 8000
 _GRU_BLOCK_FRAMES = 512
+_REFERENCE_MULTIPLE = 32  # frames
 
 
 class ConvBlock(nn.Module):
@@ -164,7 +165,8 @@ class Rmvpe(nn.Module):
         self.head = Conv2d(config.level_channels[0], config.head_channels)
         self.gru = BiGRU(config.head_channels * config.mel_bins, config.gru_hidden)
         self.output = nn.Linear(2 * config.gru_hidden, config.pitch_bins)
-        self._multiple = 2 ** len(config.level_channels)
+        # The reference pads time to this for its five levels, and so were smaller models trained.
+        self._multiple = max(_REFERENCE_MULTIPLE, 2 ** len(config.level_channels))
 
     def salience(
         self, samples: npt.NDArray[np.float32], on_progress: Callable[[float], None] | None = None
@@ -206,6 +208,6 @@ class Rmvpe(nn.Module):
         per_level = 2 * config.level_blocks
         levels = len(config.level_channels)
         around = 2**levels - 1  # rows of all levels, in frames
-        bottleneck = config.bottleneck_groups * per_level * self._multiple
+        bottleneck = config.bottleneck_groups * per_level * 2**levels
         reach = 2 * per_level * around + 2 * around + bottleneck + self.head.reach
         return -(-reach // self._multiple) * self._multiple

@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx import nn
 
 from rvcd.mlx_engine.configs import VoiceConfig
-from rvcd.mlx_engine.lanes import WHOLE, Ends, lane, map_tiles, on_cpu, tiles
+from rvcd.mlx_engine.lanes import WHOLE, Ends, Tile, join, lane, map_tiles, on_cpu, tiles
 from rvcd.mlx_engine.layers import Conv1d, StridedConv1d, Upsample1d, leaky_relu, tanh
 
 _SINE_AMPLITUDE = 0.1
@@ -63,8 +63,8 @@ class Stage(nn.Module):
         rate = self.up.rate
         blocks_reach = max(block.reach for block in self.blocks)
         reach = self.up.reach + -(-blocks_reach // rate)
-        pieces = []
-        for tile in tiles(x.shape[1], self._longest if on_cpu() else x.shape[1], reach):
+
+        def piece(tile: Tile) -> mx.array:
             with lane(tile.number):
                 y = self.up(leaky_relu(x[:, tile.window_start : tile.window_stop]), tile.ends)
                 first_row = (tile.window_start + (0 if tile.ends.left else self.up.reach)) * rate
@@ -73,8 +73,10 @@ class Stage(nn.Module):
                 refined = self._refine(y, tile.ends, blocks_reach)
                 first_row += 0 if tile.ends.left else blocks_reach
                 skip = tile.start * rate - first_row
-                pieces.append(refined[:, skip : skip + (tile.stop - tile.start) * rate])
-        return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
+                return refined[:, skip : skip + (tile.stop - tile.start) * rate]
+
+        longest = self._longest if on_cpu() else x.shape[1]
+        return join(piece(tile) for tile in tiles(x.shape[1], longest, reach))
 
     def _excite(self, source: mx.array, first_row: int, rows: int) -> mx.array:
         """The source as this stage hears it, for rows from `first_row` on."""

@@ -24,7 +24,7 @@ WINDOWS = (1, 1, 3, 4)
 """Seconds; with these a stem of 12 s is cut three times."""
 
 INDEX_SEEDS = {"v1": 1, "v2": 5}
-"""Of those tried, the indexes whose nearest tie between the 8th and 9th neighbour is widest (1e-5) on the stems below."""
+"""On the stems below their 8th and 9th neighbours come no closer than 1e-5: no tie is left to rounding."""
 
 
 @pytest.fixture(scope="module")

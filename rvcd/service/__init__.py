@@ -1,0 +1,1 @@
+"""rvcd as a service of the user: launchd on macOS, systemd on Linux."""

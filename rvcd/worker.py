@@ -1,0 +1,202 @@
+"""The engine process: keeps models warm and converts one stem at a time.
+
+Orders come in as JSON lines on standard input, reports go out as JSON lines on standard output. The main
+thread alone touches MLX. A second thread reads orders, so that a cancellation is heard while a stem is
+converted; when the pipe ends, the process ends at once: an engine never outlives its supervisor.
+
+| order (`do`) | fields | reports (`is`) |
+| --- | --- | --- |
+| configure | content_encoder, pitch, precision, budget_mb, voices | model (per voice), ready or failed |
+| load, unload | voice | model |
+| convert | job, path, voice, settings, mode, target, root | progress, then staged, written or failed |
+| cancel | job | failed (cancelled), from the conversion |
+"""
+
+import json
+import os
+import queue
+import resource
+import sys
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rvcd import backups, mlx_engine, patching, stems
+from rvcd.errors import Code, RvcdError
+from rvcd.settings import Settings
+
+Order = dict[str, Any]
+
+_PROGRESS_SECONDS = 0.1
+_WARM_UP_SECONDS = 1.0
+
+
+class CancelledError(Exception):
+    """Somebody no longer wants this conversion."""
+
+
+class Reports:
+    """Standard output, kept for reports alone: whatever else is printed goes to standard error."""
+
+    def __init__(self) -> None:
+        self._file = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def send(self, kind: str, **fields: Any) -> None:
+        """Send one report."""
+        self._file.write(json.dumps({"is": kind, **fields}) + "\n")
+        self._file.flush()
+
+
+class Orders:
+    """Standard input, read by a thread of its own."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self._cancelled: set[int] = set()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def next(self) -> Order:
+        """Wait for the next order."""
+        return self._waiting.get()
+
+    def is_cancelled(self, job: int) -> bool:
+        """Whether this job is no longer wanted."""
+        return job in self._cancelled
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            order = json.loads(line)
+            if order["do"] == "cancel":
+                self._cancelled.add(order["job"])
+            else:
+                self._waiting.put(order)
+        os._exit(0)
+
+
+class WarmVoices:
+    """Voices in memory, the least recently used of which leaves when the budget is exceeded."""
+
+    def __init__(self, engine: Any, budget_mb: float, reports: Reports) -> None:
+        self._engine, self._budget_mb, self._reports = engine, budget_mb, reports
+        self._voices: OrderedDict[str, Any] = OrderedDict()
+
+    def get(self, path: str) -> Any:
+        """The voice at this path, loaded if it is not warm."""
+        key = f"{path}@{Path(path).stat().st_mtime_ns}"
+        if key not in self._voices:
+            self._reports.send("model", voice=path, state="loading", mb=0.0)
+            self._voices[key] = self._engine.load_voice(path)
+            self._reports.send("model", voice=path, state="warm", mb=_megabytes(path))
+            self._make_room()
+        self._voices.move_to_end(key)
+        return self._voices[key]
+
+    def forget(self, path: str) -> None:
+        """Let a voice go."""
+        for key in [key for key in self._voices if key.startswith(f"{path}@")]:
+            del self._voices[key]
+        self._reports.send("model", voice=path, state="cold", mb=0.0)
+
+    def _make_room(self) -> None:
+        while len(self._voices) > 1 and sum(map(_megabytes, map(_path_of, self._voices))) > self._budget_mb:
+            key, _ = self._voices.popitem(last=False)
+            self._reports.send("model", voice=_path_of(key), state="cold", mb=0.0)
+
+
+def _path_of(key: str) -> str:
+    return key.rpartition("@")[0]
+
+
+def _megabytes(path: str) -> float:
+    try:
+        return Path(path).stat().st_size / 1e6
+    except OSError:
+        return 0.0
+
+
+class Worker:
+    """What the orders mean."""
+
+    def __init__(self, reports: Reports, orders: Orders) -> None:
+        self._reports, self._orders = reports, orders
+        self._voices: WarmVoices | None = None
+
+    def obey(self, order: Order) -> None:
+        """Carry out one order and report; an order that fails is reported, never raised."""
+        try:
+            getattr(self, f"_{order['do']}")(order)
+        except CancelledError:
+            self._fail(order, Code.CANCELLED, "The conversion was cancelled.")
+        except RvcdError as error:
+            self._fail(order, error.code, error.sentence)
+        except MemoryError:
+            self._fail(order, Code.OUT_OF_MEMORY, "There is not enough memory to convert this stem.")
+        except Exception as error:
+            traceback.print_exc()
+            self._fail(order, _code_of(error), f"The engine failed: {error}")
+
+    def _fail(self, order: Order, code: Code, sentence: str) -> None:
+        self._reports.send("failed", do=order["do"], job=order.get("job", 0), code=code.value, message=sentence)
+
+    def _configure(self, order: Order) -> None:
+        engine = mlx_engine.Engine(order["content_encoder"], order["pitch"], precision=order["precision"])
+        self._voices = WarmVoices(engine, order["budget_mb"], self._reports)
+        for path in order["voices"]:
+            _warm_up(engine, self._voices.get(path), uses_rmvpe=order["pitch"] is not None)
+        self._reports.send("ready", device=_device(), mb=_resident_megabytes())
+
+    def _load(self, order: Order) -> None:
+        self._warm().get(order["voice"])
+
+    def _unload(self, order: Order) -> None:
+        self._warm().forget(order["voice"])
+
+    def _warm(self) -> WarmVoices:
+        if self._voices is None:
+            raise RvcdError(Code.MISSING_MODEL, "The engine has no content encoder; run `rvcd fetch`.")
+        return self._voices
+
+    def _convert(self, order: Order) -> None:
+        raise NotImplementedError
+
+
+def _warm_up(engine: Any, voice: Any, *, uses_rmvpe: bool) -> None:
+    """Convert a second of a tone, so that kernels are compiled before the first stem."""
+    at = np.arange(int(44100 * _WARM_UP_SECONDS)) / 44100
+    tone = (0.1 * np.sin(2 * np.pi * 220 * at)).astype(np.float32)
+    engine.convert(tone, 44100, voice, Settings(f0_method="rmvpe" if uses_rmvpe else "yin"))
+
+
+def _code_of(error: Exception) -> Code:
+    text = str(error).lower()
+    if "memory" in text:
+        return Code.OUT_OF_MEMORY
+    return Code.GPU_ERROR if "metal" in text or "cuda" in text or "command buffer" in text else Code.INTERNAL
+
+
+def _device() -> str:
+    import mlx.core as mx
+
+    return str(mx.default_device().type).rpartition(".")[2]
+
+
+def _resident_megabytes() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def main() -> None:
+    """Obey until the orders end."""
+    worker = Worker(Reports(), Orders())
+    while True:
+        worker.obey(worker._orders.next())
+
+
+if __name__ == "__main__":
+    main()
