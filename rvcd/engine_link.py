@@ -79,7 +79,8 @@ class EngineLink:
         if process.stdin is not None:
             process.stdin.close()  # the engine ends with its orders
         try:
-            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+            async with asyncio.timeout(_STOP_SECONDS):
+                await process.wait()
         except TimeoutError:
             self.kill()
             await process.wait()

@@ -21,6 +21,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,15 @@ import numpy as np
 
 from rvcd import backups, mlx_engine, patching, stems
 from rvcd.errors import Code, RvcdError
+from rvcd.fingerprints import Fingerprint
+from rvcd.replacing import check_replaceable
 from rvcd.settings import Settings
 
 Order = dict[str, Any]
 
 _PROGRESS_SECONDS = 0.1
 _WARM_UP_SECONDS = 1.0
+_CONVERTED = 0.95  # of a job, when only writing is left
 
 
 class CancelledError(Exception):
@@ -83,7 +87,8 @@ class WarmVoices:
     """Voices in memory, the least recently used of which leaves when the budget is exceeded."""
 
     def __init__(self, engine: Any, budget_mb: float, reports: Reports) -> None:
-        self._engine, self._budget_mb, self._reports = engine, budget_mb, reports
+        self.engine = engine
+        self._budget_mb, self._reports = budget_mb, reports
         self._voices: OrderedDict[str, Any] = OrderedDict()
 
     def get(self, path: str) -> Any:
@@ -91,7 +96,7 @@ class WarmVoices:
         key = f"{path}@{Path(path).stat().st_mtime_ns}"
         if key not in self._voices:
             self._reports.send("model", voice=path, state="loading", mb=0.0)
-            self._voices[key] = self._engine.load_voice(path)
+            self._voices[key] = self.engine.load_voice(path)
             self._reports.send("model", voice=path, state="warm", mb=_megabytes(path))
             self._make_room()
         self._voices.move_to_end(key)
@@ -149,7 +154,7 @@ class Worker:
         self._voices = WarmVoices(engine, order["budget_mb"], self._reports)
         for path in order["voices"]:
             _warm_up(engine, self._voices.get(path), uses_rmvpe=order["pitch"] is not None)
-        self._reports.send("ready", device=_device(), mb=_resident_megabytes())
+        self._reports.send("ready", device=_device(), mb=_memory_mb())
 
     def _load(self, order: Order) -> None:
         self._warm().get(order["voice"])
@@ -163,7 +168,53 @@ class Worker:
         return self._voices
 
     def _convert(self, order: Order) -> None:
-        raise NotImplementedError
+        voice = self._warm().get(order["voice"])
+        settings = Settings(**order["settings"])
+        path, root = Path(order["path"]), Path(order["root"])
+        if order["mode"] != "replace":
+            stem = stems.read_stem(path)
+            target = Path(order["target"])
+            gain_db = stems.write_stem(target, self._sound(order, stem, voice, settings), stem, seed=settings.seed)
+            self._reports.send("written", job=order["job"], target=str(target), gain_db=gain_db, seconds=stem.seconds)
+            return
+        original = check_replaceable(path, root)
+        before = Fingerprint.of(original)
+        backup = backups.back_up(original, root, order["job"], voice=voice.name) if order["backup"] else None
+        stem = stems.read_stem(original)
+        if Fingerprint.of(original) != before:
+            raise RvcdError(Code.CHANGED_UNDERNEATH, f"{original} was written to while it was read.")
+        sound = self._sound(order, stem, voice, settings)
+        stage_path = backups.stage_folder(root) / f"{order['job']}{original.suffix}"
+        staged = patching.stage(original, sound, stage_path, seed=settings.seed)
+        if backup is not None:
+            backups.note_result(backup, root, staged.digest)
+        self._reports.send(
+            "staged",
+            job=order["job"],
+            staged={**asdict(staged), "path": str(staged.path)},
+            original=str(original),
+            expected=asdict(before),
+            backup=str(backup.path) if backup else None,
+            seconds=stem.seconds,
+        )
+
+    def _sound(self, order: Order, stem: stems.Stem, voice: Any, settings: Settings) -> np.ndarray:
+        """Convert, telling how far it is and heeding a cancellation."""
+        job, told = order["job"], -1.0
+
+        def on_progress(stage: str, fraction: float) -> None:
+            nonlocal told
+            if self._orders.is_cancelled(job):
+                raise CancelledError
+            now = time.monotonic()
+            if now - told >= _PROGRESS_SECONDS:
+                told = now
+                self._reports.send("progress", job=job, stage=stage, fraction=_CONVERTED * fraction, mb=_memory_mb())
+
+        samples = stem.samples.astype(np.float32, copy=False)
+        sound: np.ndarray = self._warm().engine.convert(samples, stem.sample_rate, voice, settings, on_progress)
+        self._reports.send("progress", job=job, stage="write", fraction=_CONVERTED, mb=_memory_mb())
+        return sound
 
 
 def _warm_up(engine: Any, voice: Any, *, uses_rmvpe: bool) -> None:
@@ -186,16 +237,17 @@ def _device() -> str:
     return str(mx.default_device().type).rpartition(".")[2]
 
 
-def _resident_megabytes() -> float:
+def _memory_mb() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def main() -> None:
     """Obey until the orders end."""
-    worker = Worker(Reports(), Orders())
+    orders = Orders()
+    worker = Worker(Reports(), orders)
     while True:
-        worker.obey(worker._orders.next())
+        worker.obey(orders.next())
 
 
 if __name__ == "__main__":

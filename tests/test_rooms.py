@@ -53,6 +53,21 @@ ROOMS: dict[str, set[str]] = {
         *("rvcd.mlx_engine.blas", "rvcd.mlx_engine.configs", "rvcd.mlx_engine.self_test"),
     },
     "rvcd.watch": {"rvcd.errors", "rvcd.fingerprints"},
+    "rvcd.worker": {
+        *("rvcd.backups", "rvcd.errors", "rvcd.fingerprints", "rvcd.mlx_engine", "rvcd.patching", "rvcd.replacing"),
+        *("rvcd.settings", "rvcd.stems"),
+    },
+    "rvcd.engine_link": set(),
+    "rvcd.instance": {"rvcd.errors", "rvcd.paths"},
+    "rvcd.places": {"rvcd.config", "rvcd.errors"},
+    "rvcd.conversions": {
+        *("rvcd.config", "rvcd.disk", "rvcd.effective", "rvcd.engine_link", "rvcd.errors", "rvcd.fingerprints"),
+        *("rvcd.jobs", "rvcd.journal", "rvcd.osc.control", "rvcd.places", "rvcd.replacing", "rvcd.settings"),
+        *("rvcd.voices", "rvcd.watch.ledger"),
+    },
+    "rvcd.bounces": {"rvcd.config", "rvcd.containers", "rvcd.errors", "rvcd.jobs", "rvcd.watch"},
+    "rvcd.spool": {"rvcd.errors", "rvcd.jobs", "rvcd.paths"},
+    "rvcd.daemon": ANYTHING,
     "rvcd.cli": ANYTHING,
     "rvcd.commands": ANYTHING,
 }

@@ -6,7 +6,8 @@ from typing import Any
 
 from rvcd.errors import RvcdError
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, USAGE, ABSENT, INTERRUPTED = 0, 1, 2, 3, 130
+"""ABSENT: no daemon runs, for `rvcd status` alone."""
 
 
 def print_error(error: RvcdError, about: str = "") -> None:

@@ -14,14 +14,13 @@ import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
-import numpy.typing as npt
-from safetensors.numpy import save_file
+from typing import TYPE_CHECKING, Any, cast
 
 from rvcd.errors import Code, RvcdError, write_error
 from rvcd.mlx_engine.configs import CONFIG_OF_KIND, Kind, ModelConfig
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 FORMAT = "rvcd"
 FORMAT_VERSION = 1
@@ -106,11 +105,15 @@ def _parse(path: Path, metadata: dict[str, str], index_vectors: int) -> ModelHea
     )
 
 
-def save(path: Path, tensors: dict[str, npt.NDArray[Any]], card: ModelCard) -> None:
+def save(path: Path, tensors: "dict[str, npt.NDArray[Any]]", card: ModelCard) -> None:
     """Write a converted file atomically: it appears whole under its name, or not at all.
 
     Raises `RvcdError`: `not_writable`, `disk_full`.
     """
+    # Headers are read by processes that stay small: numpy is for those that write.
+    import numpy as np
+    from safetensors.numpy import save_file
+
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),

@@ -9,6 +9,8 @@ from rvcd.jobs import Job, JobEvent, JobRequest
 
 JobFilter = Literal["active", "recent", "failed"]
 WatchAction = Literal["pause", "resume", "rescan"]
+DaemonState = Literal["idle", "busy", "paused", "loading", "draining", "degraded"]
+VoiceState = Literal["cold", "loading", "warm", "bad"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class About:
 class Status:
     """How the daemon is."""
 
-    state: Literal["idle", "busy", "paused", "loading", "draining", "degraded"]
+    state: DaemonState
     queued: int
     running: int
     done: int
@@ -44,7 +46,7 @@ class ModelInfo:
     """One voice, as the library knows it."""
 
     name: str
-    state: Literal["cold", "loading", "warm", "bad"]
+    state: VoiceState
     sample_rate: int
     """Hz."""
     megabytes: float

@@ -101,8 +101,10 @@ class OscServer:
 
     async def _tick_for_ever(self) -> None:
         while True:
+            # Not `wait_for`, which can lose a cancellation up to Python 3.11.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._has_news.wait(), self._reporter.seconds_to_next_tick())
+                async with asyncio.timeout(self._reporter.seconds_to_next_tick()):
+                    await self._has_news.wait()
             self._has_news.clear()
             self.tick()
 

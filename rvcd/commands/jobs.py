@@ -1,0 +1,45 @@
+"""`rvcd jobs`: what waits, runs and ended."""
+
+import argparse
+from typing import Any
+
+from rvcd.commands.connection import JobRow, connect, job_rows
+from rvcd.commands.output import DONE, print_json
+from rvcd.commands.screen import columns, duration
+from rvcd.errors import Code, RvcdError
+from rvcd.osc.client import OscClient
+
+_MOST = 200
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """List jobs; those that failed with the reason."""
+    if not 1 <= arguments.limit <= _MOST:
+        raise RvcdError(Code.BAD_SETTING, f"--limit must lie between 1 and {_MOST}, not {arguments.limit}.")
+    filters = [arguments.filter] if arguments.filter else ["active", "recent"]
+    with connect() as client:
+        rows = {row.job: row for which in filters for row in job_rows(client, which, arguments.limit)}
+        reasons = {job: _reason(client, job) for job, row in rows.items() if row.state == "failed"}
+    if arguments.json:
+        print_json([{**row.fields(), "message": reasons.get(job, "")} for job, row in rows.items()])
+    else:
+        cells = [("job", "state", "voice", "audio", "time", "stem", ""), *(_cells(row) for row in rows.values())]
+        lines = columns(cells)
+        for line, job in zip(lines, (0, *rows), strict=True):
+            print(line)  # noqa: T201
+            if job in reasons:
+                print(f"     {reasons[job]}")  # noqa: T201
+    return DONE
+
+
+def _reason(client: OscClient, job: int) -> str:
+    """The sentence that a job failed with."""
+    event = next(client.follow(job))
+    return str(event.args[3]) if event.address == "/rvcd/job/failed" else ""
+
+
+def _cells(row: JobRow) -> tuple[str, ...]:
+    audio = duration(row.seconds_of_audio) if row.seconds_of_audio else ""
+    taken = duration(row.seconds_taken) if row.seconds_taken else ""
+    note: Any = row.code or (f"{int(100 * row.fraction)} % {row.stage}" if row.state == "running" else "")
+    return str(row.job), row.state, row.voice, audio, taken, row.path, note
