@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns 0 when it is done, 1 when it (or one of its files) failed, 2 when it was asked for something that cannot
-    be (an option, a setting or a voice), 130 after Ctrl-C. `SystemExit` comes from argparse alone.
+    be (an option, a setting or a voice), 3 when `status` finds nobody, 130 after Ctrl-C; what the daemon ends with is
+    its own. `SystemExit` comes from argparse alone.
     """
     arguments = _parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -48,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rvcd",
         description="Converts vocal stems with RVC voices.",
-        epilog="Exit codes: 0 done, 1 something failed, 2 bad usage, setting or voice, 130 interrupted. "
+        epilog="Exit codes: 0 done, 1 something failed, 2 bad usage, setting or voice, 3 not running (status), "
+        "130 interrupted. "
         "Errors are told on stderr as `rvcd: code: sentence`.",
         allow_abbrev=False,
     )
@@ -59,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_inspect(commands)
     _add_fetch(commands)
+    _add_run(commands)
+    _add_status(commands)
+    _add_jobs(commands)
+    _add_send(commands)
+    _add_cancel(commands)
+    _add_undo(commands)
+    _add_backups(commands)
     _add_config(commands)
     _add_services(commands)
     _add_logs(commands)
@@ -115,25 +124,13 @@ def _add_convert(commands: Any) -> None:
         "--overwrite", action="store_true", help="replace outputs that exist already; a stem is never replaced"
     )
 
-    how = parser.add_argument_group("settings")
-
-    def setting(option: str, field: str, kind: type, text: str) -> None:
-        default = getattr(Settings, field)
-        how.add_argument(option, dest=field, type=kind, default=default, help=f"{text} (default: {default})")
-
-    def choice(option: str, field: str, values: tuple[str, ...], text: str) -> None:
-        default = getattr(Settings, field)
-        how.add_argument(option, dest=field, choices=values, default=default, help=f"{text} (default: {default})")
-
-    setting("--semitones", "semitones", float, "transposition, fractions allowed")
-    setting("--index-rate", "index_rate", float, "how far to lean on the voice's retrieval index, 0 to 1")
-    setting("--protect", "protect", float, "share of it that unvoiced sounds keep, 0 to 0.5; 0.5: no protection")
-    setting("--loudness", "loudness", float, "how far the output follows the stem's loudness, 0 to 1")
-    setting("--speaker", "speaker_id", int, "speaker of a multi-speaker voice")
-    setting("--seed", "seed", int, "same seed, same bytes")
-    choice("--f0", "f0_method", ("rmvpe", "yin"), "how pitch is found; yin needs no model")
-    choice("--search", "search", ("exact", "ivf"), "how the retrieval index is searched; ivf as the reference does")
-    choice("--stereo", "stereo", ("mid", "per-channel"), "convert true stereo once, or every channel by itself")
+    how = _add_settings(parser, has_defaults=True)
+    how.add_argument(
+        "--search",
+        choices=("exact", "ivf"),
+        default=Settings.search,
+        help=f"how the retrieval index is searched; ivf as the reference does (default: {Settings.search})",
+    )
     how.add_argument(
         "--fill-unvoiced",
         action="store_true",
@@ -149,6 +146,31 @@ def _add_convert(commands: Any) -> None:
     engine.add_argument("--pitch", type=Path, metavar="PATH", help="pitch model instead of the installed one")
 
 
+def _add_settings(parser: argparse.ArgumentParser, *, has_defaults: bool) -> Any:
+    """Add what can be set for one stem; without defaults the daemon's configuration decides what is not given."""
+    group = parser.add_argument_group("settings")
+    for option, field, kind, text in (
+        ("--semitones", "semitones", {"type": float}, "transposition, fractions allowed"),
+        ("--index-rate", "index_rate", {"type": float}, "how far to lean on the voice's retrieval index, 0 to 1"),
+        (
+            *("--protect", "protect", {"type": float}),
+            "share of it that unvoiced sounds keep, 0 to 0.5; 0.5: no protection",
+        ),
+        ("--loudness", "loudness", {"type": float}, "how far the output follows the stem's loudness, 0 to 1"),
+        ("--speaker", "speaker_id", {"type": int}, "speaker of a multi-speaker voice"),
+        ("--seed", "seed", {"type": int}, "same seed, same bytes"),
+        ("--f0", "f0_method", {"choices": ("rmvpe", "yin")}, "how pitch is found; yin needs no model"),
+        (
+            *("--stereo", "stereo", {"choices": ("mid", "per-channel")}),
+            "convert true stereo once, or every channel by itself",
+        ),
+    ):
+        default = getattr(Settings, field) if has_defaults else None
+        said = f"{text} (default: {default})" if has_defaults else text
+        group.add_argument(option, dest=field, default=default, help=said, **kind)
+    return group
+
+
 def _add_inspect(commands: Any) -> None:
     parser = _add(commands, "inspect", "inspecting", "say what a checkpoint is, whether it can be used, and why not")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
@@ -162,6 +184,75 @@ def _add_fetch(commands: Any) -> None:
         "download the content encoder and the pitch model that every voice needs",
         "About 560 MB, checked before use and kept; what is installed already is not fetched again.",
     )
+
+
+def _add_run(commands: Any) -> None:
+    summary = "run the daemon in the foreground, until Ctrl-C or `rvcd stop`"
+    parser = commands.add_parser("run", help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False)
+    parser.set_defaults(command="rvcd.commands.running", json=False)
+    parser.add_argument("--port", type=int, metavar="N", help="OSC port instead of the configured one; 0: a free one")
+    parser.add_argument("--config", type=Path, metavar="PATH", help="a file instead of the user's own")
+    parser.add_argument("--supervised", action="store_true", help="a service manager runs it: log to the file alone")
+
+
+def _add_status(commands: Any) -> None:
+    parser = _add(commands, "status", "status", "tell how the daemon is", "The exit code is 3 if none runs.")
+    parser.add_argument("--watch", action="store_true", help="go on telling, until Ctrl-C")
+
+
+def _add_jobs(commands: Any) -> None:
+    parser = _add(commands, "jobs", "jobs", "list the daemon's jobs: those that live, then those that ended last")
+    which = parser.add_mutually_exclusive_group()
+    for name, text in {"active": "that wait or run", "recent": "that ended", "failed": "that failed"}.items():
+        which.add_argument(f"--{name}", dest="filter", action="store_const", const=name, help=f"those {text}, alone")
+    parser.add_argument("--limit", type=int, default=20, metavar="N", help="at most so many of each (default: 20)")
+
+
+def _add_send(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "send",
+        "sending",
+        "have the daemon convert stems",
+        "What is not given is decided by the hot folder of the stem and the configuration.",
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="stem to convert")
+    parser.add_argument("--voice", help="name in the library")
+    parser.add_argument(
+        "--mode",
+        choices=("replace", "sibling", "out"),
+        help="in place, beside the stem, or to --out (default: replace)",
+    )
+    parser.add_argument("--out", type=Path, metavar="OUT", help="file, or folder that exists, for the result")
+    parser.add_argument("--priority", type=int, metavar="N", help="higher goes first (default: 0)")
+    parser.add_argument("--wait", action="store_true", help="show progress; exit code 1 if a job does not succeed")
+    _add_settings(parser, has_defaults=False)
+
+
+def _add_cancel(commands: Any) -> None:
+    parser = _add(commands, "cancel", "cancelling", "cancel jobs; their stems stay as they are")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("jobs", nargs="*", type=int, default=[], metavar="JOB", help="number of a job")
+    which.add_argument("--all", action="store_true", help="all that wait or run")
+
+
+def _add_undo(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "undo",
+        "undoing",
+        "put the take that a conversion replaced back, bit for bit",
+        "What is there now is kept as a backup. No daemon is needed.",
+    )
+    parser.add_argument("target", metavar="JOB|PATH", help="number of a job, a stem, or a file of `rvcd backups`")
+
+
+def _add_backups(commands: Any) -> None:
+    parser = _add(commands, "backups", "backing", "list the takes that are kept, or remove old ones")
+    parser.add_argument("--prune", action="store_true", help="remove what is older or more than wanted")
+    parser.add_argument("--keep-days", type=float, metavar="N", help="of age (default: as configured)")
+    parser.add_argument("--max-gb", type=float, metavar="N", help="for each root (default: as configured)")
+    parser.add_argument("--last-copies", action="store_true", help="remove takes that exist nowhere else, too")
 
 
 def _add_config(commands: Any) -> None:

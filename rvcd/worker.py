@@ -154,7 +154,7 @@ class Worker:
         self._voices = WarmVoices(engine, order["budget_mb"], self._reports)
         for path in order["voices"]:
             _warm_up(engine, self._voices.get(path), uses_rmvpe=order["pitch"] is not None)
-        self._reports.send("ready", device=_device(), mb=_memory_mb())
+        self._reports.send("ready", device=engine.device, mb=_memory_mb())
 
     def _load(self, order: Order) -> None:
         self._warm().get(order["voice"])
@@ -229,12 +229,6 @@ def _code_of(error: Exception) -> Code:
     if "memory" in text:
         return Code.OUT_OF_MEMORY
     return Code.GPU_ERROR if "metal" in text or "cuda" in text or "command buffer" in text else Code.INTERNAL
-
-
-def _device() -> str:
-    import mlx.core as mx
-
-    return str(mx.default_device().type).rpartition(".")[2]
 
 
 def _memory_mb() -> float:

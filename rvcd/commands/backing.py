@@ -44,9 +44,7 @@ def _prune(roots: list[Path], arguments: argparse.Namespace) -> None:
     keep_days = policy.keep_days if arguments.keep_days is None else arguments.keep_days
     max_gb = policy.max_gb if arguments.max_gb is None else arguments.max_gb
     max_bytes = None if max_gb is None else int(max_gb * 1e9)
-    done = [
-        prune(root, keep_days=keep_days, max_bytes=max_bytes, last_copies=arguments.last_copies) for root in roots
-    ]
+    done = [prune(root, keep_days=keep_days, max_bytes=max_bytes, last_copies=arguments.last_copies) for root in roots]
     _tell([backup for pruned in done for backup in pruned.removed], done, as_json=arguments.json)
 
 

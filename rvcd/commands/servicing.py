@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from rvcd.commands.output import DONE, print_json
+from rvcd.commands.stopping import stop_foreground
 from rvcd.errors import Code, RvcdError
 from rvcd.service.command import run as run_command
 from rvcd.service.definition import Places
@@ -18,8 +19,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Do what the command's name says, and tell every step."""
     steps: list[str] = []
     say = steps.append if arguments.json else _print
-    installer = Installer(_manager(headless=arguments.headless), say, dry=arguments.dry_run)
-    getattr(installer, arguments.verb)()
+    manager = _manager(headless=arguments.headless)
+    if arguments.verb == "stop" and not manager.definition.exists():
+        stop_foreground(say, dry=arguments.dry_run)
+    else:
+        getattr(Installer(manager, say, dry=arguments.dry_run), arguments.verb)()
     if arguments.json:
         print_json({"dry_run": arguments.dry_run, "steps": steps})
     return DONE

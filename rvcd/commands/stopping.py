@@ -13,7 +13,7 @@ _PATIENCE_SECONDS = 35.0
 _POLL_SECONDS = 0.05
 
 
-def stop(say: Callable[[str], None], *, dry: bool) -> None:
+def stop_foreground(say: Callable[[str], None], *, dry: bool) -> None:
     """End it and wait until it is gone. Raises `RvcdError`: `not_running`, `service_failed`."""
     pid = _noted_pid()
     if pid is None or not _is_held():

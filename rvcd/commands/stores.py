@@ -7,8 +7,10 @@ from pathlib import Path
 from rvcd import backups, paths
 from rvcd.config import Config, read
 from rvcd.errors import Code, RvcdError
+from rvcd.fingerprints import Fingerprint
 from rvcd.journal import Journal
 from rvcd.replacing import STORE_NAME
+from rvcd.watch.ledger import Kind, Ledger
 
 
 def configuration() -> Config:
@@ -34,16 +36,24 @@ def roots_above(path: Path) -> list[Path]:
 
 
 def restore(target: Path | int) -> backups.Restored:
-    """Put a take back without a daemon. Raises `RvcdError` like `rvcd.backups.restore`."""
+    """Put a take back without a daemon, known to a later one as no bounce.
+
+    Raises `RvcdError` like `rvcd.backups.restore`; `bad_request` for a job that may be one of two.
+    """
     roots = roots_above(target) if isinstance(target, Path) else _roots_of_job(target)
     for root in roots:
         try:
-            return backups.restore(target, root)
+            return backups.restore(target, root, before_replace=_remember)
         except RvcdError as error:
             if error.code is not Code.NO_BACKUP:
                 raise
     what = f"job {target}" if isinstance(target, int) else target
     raise RvcdError(Code.NO_BACKUP, f"There is no backup of {what}; `rvcd backups` lists what there is.")
+
+
+def _remember(original: Path, fingerprint: Fingerprint) -> None:
+    with contextlib.closing(Ledger(paths.home() / "ledger.db")) as ledger:
+        ledger.record(Kind.OURS, original, fingerprint)
 
 
 def _roots_of_job(job: int) -> list[Path]:

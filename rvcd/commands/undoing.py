@@ -10,11 +10,12 @@ from rvcd.commands.screen import printable
 from rvcd.errors import Code, RvcdError
 
 _WAIT_SECONDS = 600.0
-_BEYOND_THE_DAEMON = (Code.NOT_RUNNING, Code.NOT_ALLOWED)
+_BEYOND_THE_DAEMON = (Code.NOT_RUNNING, Code.NOT_ALLOWED, Code.NO_BACKUP, Code.NOT_FOUND)
+"""Reasons for which a take may still be found here: hot folders of long ago, a journal that was lost."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask the daemon; where there is none, or in a place that it has nothing to do with, do it here."""
+    """Ask the daemon; where there is none, or it knows of nothing, look here."""
     target = _target(arguments.target)
     try:
         path = _ask(target)

@@ -15,7 +15,7 @@ from rvcd.errors import Code, RvcdError
 from rvcd.mlx_engine import models, pipeline, reference, weights
 from rvcd.mlx_engine.convert import import_checkpoint
 from rvcd.mlx_engine.hubert import Hubert
-from rvcd.mlx_engine.lanes import let_lanes_interleave
+from rvcd.mlx_engine.lanes import let_lanes_interleave, on_cpu
 from rvcd.mlx_engine.pitch import salience_to_f0
 from rvcd.mlx_engine.rmvpe import Rmvpe
 from rvcd.mlx_engine.stages import Noise, Stages
@@ -46,6 +46,11 @@ class Engine:
                 Code.NOT_A_CHECKPOINT, f"{content_encoder} is a {encoder_header.kind}, not a content encoder."
             )
         self._stages = Stages(encoder, None if pitch is None else _load_pitch_model(Path(pitch), precision))
+
+    @property
+    def device(self) -> str:
+        """What the engine computes on: `cpu` or `gpu`."""
+        return "cpu" if on_cpu() else "gpu"
 
     def load_voice(self, path: Path | str, index: Path | str | None = None) -> Voice:
         """Load a voice from an export (`.pth`) or a converted file, with its faiss index if that is a file of its own.
