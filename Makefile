@@ -4,18 +4,21 @@ VENV := .venv
 PARITY := .venv-parity
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint parity clean
+.PHONY: demo test lint peers parity clean
 
 demo: $(VENV)/ready
 	$(BIN)/python tests/support/demo.py
 
 test: $(VENV)/ready lint
-	$(BIN)/python -m pytest -m "not parity"
+	$(BIN)/python -m pytest -m "not parity and not peers"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+peers: $(VENV)/ready
+	$(BIN)/python -m pytest -m peers
 
 parity: $(PARITY)/ready
 	$(PARITY)/bin/python -m pytest -m parity tests/parity

@@ -10,7 +10,11 @@ import soundfile
 
 from rvcd.cli import main
 
-COMMANDS = ("import", "voices", "convert", "inspect", "fetch")
+COMMANDS = (
+    *("import", "voices", "convert", "inspect", "fetch"),
+    *("run", "status", "jobs", "send", "cancel", "undo", "backups"),
+    *("config", "install", "uninstall", "start", "stop", "restart", "logs", "doctor"),
+)
 
 
 @pytest.fixture
@@ -64,7 +68,9 @@ def test_help_names_every_command_and_ends_with_0() -> None:
         assert run_rvcd(command, "--help").returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["convert", "--help"], ["voices"], ["voices", "--json"], ["bogus"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["convert", "--help"], ["voices"], ["voices", "--json"], ["bogus"], ["status"], ["jobs"]]
+)
 def test_looking_around_never_loads_mlx(home: Path, arguments: list[str]) -> None:
     assert not {"mlx", "faiss"} & modules_after(*arguments)
 
@@ -81,6 +87,15 @@ def test_looking_around_never_loads_mlx(home: Path, arguments: list[str]) -> Non
         ["convert", "lead.wav", "--voice", "Anna", "--semitones", "high"],
         ["convert", "lead.wav", "--voice", "Anna", "--semi", "1"],
         ["import"],
+        ["send"],
+        ["send", "lead.wav", "--mode", "overwrite"],
+        ["send", "lead.wav", "--voi", "Anna"],
+        ["cancel"],
+        ["cancel", "12", "--all"],
+        ["cancel", "lead.wav"],
+        ["jobs", "--active", "--failed"],
+        ["undo"],
+        ["run", "--port", "high"],
     ],
 )
 def test_bad_usage_ends_with_2(home: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,8 @@ import pytest
 from rvcd.jobs import Finished, JobRequest, JobState, Progressed
 from tests.support.osc_peer import Served, make_job, serving
 
+pytestmark = pytest.mark.peers
+
 
 @pytest.fixture
 def served() -> Iterator[Served]:

@@ -47,7 +47,7 @@ def local(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Engine,
         layer.attention.out_proj.weight = layer.attention.out_proj.weight * 0
     for attention in voice.synthesizer.enc_p.attn_layers:
         attention.conv_o.weight = attention.conv_o.weight * 0
-    monkeypatch.setattr(engine._stages, "f0", lambda samples, settings: np.full(1 + len(samples) // 160, 150.0))
+    monkeypatch.setattr(engine._stages, "f0", lambda samples, *_: np.full(1 + len(samples) // 160, 150.0))
     monkeypatch.setattr(pipeline, "_LATENT_NOISE", 0.0)
     monkeypatch.setattr(pipeline, "_SOURCE_NOISE", 0.0)
     return engine, voice

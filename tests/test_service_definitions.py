@@ -167,12 +167,14 @@ def a_program(path: Path) -> Path:
 
 if sys.platform == "linux":
     # systemd takes no program whose path has a quote or a backslash.
+    @pytest.mark.peers
     @pytest.mark.parametrize(("programs", "data"), [("plain", "plain data"), ("a <b> & 50%d $HOME é", ODD)])
     def test_systemd_reads_the_unit_without_a_word(tmp_path: Path, programs: str, data: str) -> None:
         python = a_program(tmp_path / programs / "python")
         places = Places(python, tmp_path / data, tmp_path / "logs", {"RVCD_HOME": str(tmp_path / data)})
         assert systemd_verdict(tmp_path / UNIT, unit(places)) == ""
 
+    @pytest.mark.peers
     def test_systemd_names_what_it_does_not_know(tmp_path: Path) -> None:
         python = a_program(tmp_path / "bin" / "python")
         contents = unit(Places(python, tmp_path, tmp_path, {}))

@@ -26,12 +26,12 @@ def run(arguments: argparse.Namespace) -> int:
                     raise
                 errors[job] = error
     if arguments.json:
-        refused = [{"job": job, **error_fields(error)} for job, error in errors.items()]
+        refused = [{"job": job, **error_fields(refusal)} for job, refusal in errors.items()]
         print_json({"cancelled": cancelled, "refused": refused})
     else:
         print(f"Cancelled {', '.join(map(str, cancelled)) or 'nothing'}.")  # noqa: T201
-    for job, error in errors.items():
-        print_error(error, about=f"job {job}")
+    for job, refusal in errors.items():
+        print_error(refusal, about=f"job {job}")
     return FAILED if errors else DONE
 
 

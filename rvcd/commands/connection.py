@@ -4,6 +4,8 @@ Standard library and codec only: a DAW may start these commands for every stem.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,17 +42,18 @@ class JobRow(NamedTuple):
         return {**self._asdict(), "realtime_factor": self.realtime_factor}
 
 
-def connect() -> OscClient:
-    """Open a conversation with the daemon of this user; that it runs is seen when it is asked something.
+@contextmanager
+def connect() -> Iterator[OscClient]:
+    """Hold a conversation with the daemon of this user; that it runs is seen when it is asked something.
 
     Raises `RvcdError`: `permission_denied` for a token that cannot be read; if there is one also `not_running`
     and `unauthorized`.
     """
     host, port, token_file = _place()
-    client = OscClient(port, host)
-    if token_file:
-        client.hello("rvcd", _token(Path(token_file)))
-    return client
+    with OscClient(port, host) as client:
+        if token_file:
+            client.hello("rvcd", _token(Path(token_file)))
+        yield client
 
 
 def job_rows(client: OscClient, which: str, limit: int) -> list[JobRow]:

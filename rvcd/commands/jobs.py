@@ -1,11 +1,11 @@
 """`rvcd jobs`: what waits, runs and ended."""
 
 import argparse
-from typing import Any
+from collections.abc import Iterator
 
 from rvcd.commands.connection import JobRow, connect, job_rows
 from rvcd.commands.output import DONE, print_json
-from rvcd.commands.screen import columns, duration
+from rvcd.commands.screen import columns, duration, printable
 from rvcd.errors import Code, RvcdError
 from rvcd.osc.client import OscClient
 
@@ -23,13 +23,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json([{**row.fields(), "message": reasons.get(job, "")} for job, row in rows.items()])
     else:
-        cells = [("job", "state", "voice", "audio", "time", "stem", ""), *(_cells(row) for row in rows.values())]
-        lines = columns(cells)
-        for line, job in zip(lines, (0, *rows), strict=True):
-            print(line)  # noqa: T201
-            if job in reasons:
-                print(f"     {reasons[job]}")  # noqa: T201
+        print("\n".join(_lines(rows, reasons)) if rows else "There are no such jobs.")  # noqa: T201
     return DONE
+
+
+def _lines(rows: dict[int, JobRow], reasons: dict[int, str]) -> Iterator[str]:
+    head, *lines = columns([("job", "state", "voice", "audio", "time", "stem", ""), *map(_cells, rows.values())])
+    yield head
+    for job, line in zip(rows, lines, strict=True):
+        yield line
+        if job in reasons:
+            yield f"    {printable(reasons[job])}"
 
 
 def _reason(client: OscClient, job: int) -> str:
@@ -41,5 +45,5 @@ def _reason(client: OscClient, job: int) -> str:
 def _cells(row: JobRow) -> tuple[str, ...]:
     audio = duration(row.seconds_of_audio) if row.seconds_of_audio else ""
     taken = duration(row.seconds_taken) if row.seconds_taken else ""
-    note: Any = row.code or (f"{int(100 * row.fraction)} % {row.stage}" if row.state == "running" else "")
+    note = row.code or (f"{int(100 * row.fraction)} % {row.stage}" if row.state == "running" else "")
     return str(row.job), row.state, row.voice, audio, taken, row.path, note

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import TextIO
 
 _BAR_CHARACTERS = 24
@@ -17,7 +18,7 @@ def duration(seconds: float) -> str:
     """Time in its two largest units, such as `3 h 12 min`."""
     whole = round(seconds)
     units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
-    for (name, size), (next_name, next_size) in zip(units, units[1:], strict=False):
+    for (name, size), (next_name, next_size) in pairwise(units):
         if whole >= size:
             return f"{whole // size} {name} {whole % size // next_size} {next_name}"
     return f"{whole} s"
@@ -56,8 +57,8 @@ class Canvas:
 
     def draw(self, lines: Sequence[str]) -> None:
         """Show these lines in the place of the last ones, cut to what the terminal can hold."""
-        width, height = os.get_terminal_size(self._out.fileno())
-        lines = [line[: max(width - 1, 1)] for line in lines[: max(height - 1, 1)]]
+        width, height = os.get_terminal_size(self._out.fileno())  # 0: it does not know
+        lines = [line[: (width or 80) - 1] for line in lines[: (height or 24) - 1]]
         up = f"\x1b[{self._drawn}A" if self._drawn else ""
         self._out.write(f"\r{up}" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
         self._out.flush()

@@ -43,9 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
             client.subscribe("jobs")
         options = [part for name, value in given.items() for part in (_OPTION_OF_FIELD[name], value)]
         results = [_send(client, stem, out, options) for stem, out in zip(stems, outs, strict=True)]
-        for result in results:
+        for result, stem in zip(results, stems, strict=True):
             if arguments.wait and result["job"]:
-                result |= _wait(client, result["job"], Path(result["path"]).name)
+                result.update(_wait(client, result["job"], stem.name))
             if not arguments.json:
                 _tell(result)
     if arguments.json:
@@ -88,8 +88,8 @@ def _wait(client: OscClient, job: int, name: str) -> Result:
     end = Message("")
     for event in client.follow(job):
         if event.address == "/rvcd/job/progress":
-            fraction, stage, seconds_left = event.args[2:5]
-            line.show(float(str(fraction)), str(stage), float(str(seconds_left)))
+            told: tuple[Any, ...] = event.args[2:5]
+            line.show(*told)
         end = event
     line.clear()
     return _outcome(end)
@@ -97,11 +97,12 @@ def _wait(client: OscClient, job: int, name: str) -> Result:
 
 def _outcome(end: Message) -> Result:
     """What the last event of a job says."""
+    words: tuple[Any, ...] = end.args[2:]
     if end.address == "/rvcd/job/done":
-        return {"state": "committed", "backup": end.args[3], "seconds_taken": end.args[4]}
+        return {"state": "committed", "backup": words[1], "seconds_taken": words[2]}
     if end.address == "/rvcd/job/failed":
-        return {"state": "failed", "code": end.args[2], "message": end.args[3]}
-    return {"state": "cancelled", "code": end.args[2], "message": f"The job was cancelled ({end.args[2]})."}
+        return {"state": "failed", "code": words[0], "message": words[1]}
+    return {"state": "cancelled", "code": words[0], "message": f"The job was cancelled ({words[0]})."}
 
 
 def _tell(result: Result) -> None:

@@ -7,10 +7,11 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from rvcd.commands.connection import JobRow, connect, job_rows
-from rvcd.commands.output import DONE, ABSENT, error_fields, print_error, print_json
+from rvcd.commands.output import ABSENT, DONE, error_fields, print_error, print_json
 from rvcd.commands.screen import Canvas, columns, duration, printable, progress
 from rvcd.errors import Code, RvcdError
 from rvcd.osc.client import OscClient
+from rvcd.osc.codec import Message
 
 _ACTIVE, _RECENT = 20, 5
 _WAITING_SHOWN = 3
@@ -71,18 +72,30 @@ def look(client: OscClient) -> Snapshot:
     """Ask for everything."""
     version, _, platform, backend, *_ = client.ask("/rvcd/version").args
     state, queued, running, done, failed, _, _, uptime, memory, detail, *_ = client.ask("/rvcd/status").args
-    voices = [
-        dict(zip(("name", "state", "sample_rate", "megabytes"), row.args[1:], strict=False))
-        for row in client.collect("/rvcd/models")
-    ]
-    folders = [
-        dict(zip(("path", "state", "pending", "unreadable", "voice"), row.args[1:], strict=False))
-        for row in client.collect("/rvcd/watch", "list")
-    ]
-    counts: Any = (queued, running, done, failed, uptime, memory)
-    texts: Any = (version, platform, backend, state, detail)
-    active, recent = job_rows(client, "active", _ACTIVE), job_rows(client, "recent", _RECENT)
-    return Snapshot(*texts, *counts, voices, active, recent, folders)
+    facts: Any = {
+        "version": version,
+        "platform": platform,
+        "backend": backend,
+        "state": state,
+        "detail": detail,
+        "queued": queued,
+        "running": running,
+        "done": done,
+        "failed": failed,
+        "uptime_seconds": uptime,
+        "memory_megabytes": memory,
+    }
+    return Snapshot(
+        **facts,
+        voices=_rows(client.collect("/rvcd/models"), ("name", "state", "sample_rate", "megabytes")),
+        folders=_rows(client.collect("/rvcd/watch", "list"), ("path", "state", "pending", "unreadable", "voice")),
+        active=job_rows(client, "active", _ACTIVE),
+        recent=job_rows(client, "recent", _RECENT),
+    )
+
+
+def _rows(messages: list[Message], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    return [dict(zip(names, message.args[1:], strict=False)) for message in messages]
 
 
 def _watch(client: OscClient) -> None:

@@ -162,7 +162,7 @@ def _analyse(
     f0 = phase = None
     if voice.config.uses_f0:
         on_progress("pitch", 0.0)
-        f0 = stages.f0(samples, settings)
+        f0 = stages.f0(samples, settings, lambda done: on_progress("pitch", _PITCH_DONE * done))
         if settings.fill_unvoiced:
             f0 = pitch.fill_unvoiced(f0)
         f0 = pitch.transpose(f0, settings.semitones)[: frames + 2 * _EDGE_FRAMES]

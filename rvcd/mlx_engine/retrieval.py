@@ -4,6 +4,7 @@ Each frame is mixed with the inverse-square weighted mean of its 8 nearest train
 weight is taken of the *squared* distance, as RVC WebUI's `Pipeline.vc` does with faiss's scores.
 """
 
+import os
 from typing import Protocol
 
 import mlx.core as mx
@@ -82,6 +83,7 @@ class IvfIndex:
     ) -> None:
         # Imported here alone: on macOS the OpenMP of faiss and that of another library in the process can
         # crash each other, by import alone or with more than one thread (faiss-wheels issues 73 and 100).
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         import faiss
 
         faiss.omp_set_num_threads(1)

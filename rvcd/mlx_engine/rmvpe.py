@@ -169,14 +169,14 @@ class Rmvpe(nn.Module):
         self._multiple = max(_REFERENCE_MULTIPLE, 2 ** len(config.level_channels))
 
     def salience(
-        self, samples: npt.NDArray[np.float32], on_progress: Callable[[float], None] | None = None
+        self, samples: npt.NDArray[np.float32], on_progress: Callable[[float], None] = lambda _: None
     ) -> npt.NDArray[np.float32]:
         """Likelihood of each pitch bin: (samples,) at 16 kHz -> (frames, bins), 100 frames per second."""
         mel = log_mel(samples, self.config.mel_bins, SAMPLE_RATE_16K)
         frames = mel.shape[0]
         padding = -frames % self._multiple
         mel = mx.pad(mel, [(0, padding), (0, 0)])
-        hidden = self.gru(self._features(mel, on_progress or (lambda _: None)))
+        hidden = self.gru(self._features(mel, on_progress))
         blocks = [
             np.array(sigmoid(self.output(hidden[start : start + _WINDOW_FRAMES])).astype(mx.float32))
             for start in range(0, frames, _WINDOW_FRAMES)

@@ -1,5 +1,6 @@
 """The stages of a conversion on arrays, shared by the pipeline and the reference."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -79,11 +80,17 @@ class Stages:
             return self._encoder(samples, _V1_LAYER, project=True)
         return self._encoder(samples, self._encoder.config.layers, project=False)
 
-    def f0(self, samples: npt.NDArray[np.floating], settings: Settings) -> Float64s:
+    def f0(
+        self,
+        samples: npt.NDArray[np.floating],
+        settings: Settings,
+        on_progress: Callable[[float], None] = lambda _: None,
+    ) -> Float64s:
         """(samples,) at 16 kHz -> (1 + samples // 160,) in Hz, before transposition."""
         if settings.f0_method == "yin":
             return yin_f0(samples)
-        return pitch.salience_to_f0(self.require_rmvpe().salience(np.asarray(samples, dtype=np.float32)))
+        salience = self.require_rmvpe().salience(np.asarray(samples, dtype=np.float32), on_progress)
+        return pitch.salience_to_f0(salience)
 
     def blend(
         self, voice: Voice, content: mx.array, f0: Float64s | None, settings: Settings, search: Search
