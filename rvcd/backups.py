@@ -160,9 +160,9 @@ def prune(
 ) -> Pruned:
     """Delete backups older than `keep_days`, then the oldest until the rest takes at most `max_bytes`.
 
-    What is neither our own conversion nor held elsewhere, at its path or in another backup, stays and is told with
-    the reason; `last_copies` deletes it too. Leftovers of interrupted backups are swept. Raises `RvcdError` like
-    `list_backups`.
+    Nothing younger than a day is touched. What is neither our own conversion nor held elsewhere, at its path or in
+    another backup, stays and is told with the reason; `last_copies` deletes it too. Leftovers of interrupted backups
+    are swept. Raises `RvcdError` like `list_backups`.
     """
     now = time.time() if now is None else now
     root = root.resolve()
@@ -353,6 +353,8 @@ def _put_back(
 
 def _due(backup: Backup, remaining: list[Backup], keep_days: float, max_bytes: int | None, now: float) -> str | None:
     """Why a backup is to be deleted, if it is."""
+    if backup.made > now - _STALE_SECONDS:
+        return None  # its job may be about to replace the stem that still holds the same audio
     if backup.made < now - keep_days * 86_400:
         return f"older than {keep_days:g} days"
     if max_bytes is not None and sum(each.size for each in remaining) > max_bytes:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rvcd.completeness import header_complete
 from rvcd.config import Config, Folder
-from rvcd.containers import is_complete, read_layout
 from rvcd.errors import Code, RvcdError
 from rvcd.jobs import JobRequest
 from rvcd.watch.folder import HotFolder, Ready
@@ -20,16 +20,8 @@ log = logging.getLogger(__name__)
 
 _LONGEST_SLEEP_SECONDS = 60.0
 _AFTER_TROUBLE_SECONDS = 5.0
-
-
-def header_complete(path: Path, size: int) -> bool:
-    """Whether a stem's headers promise just what is there; formats without a promise pass."""
-    try:
-        return is_complete(read_layout(path), size)
-    except RvcdError as error:
-        if error.code is Code.UNSUPPORTED_FORMAT:
-            return True
-        raise
+_CURABLE = (Code.BUSY, Code.SHUTTING_DOWN, Code.DISK_FULL, Code.NOT_WRITABLE)
+"""Why a bounce cannot become a job just now."""
 
 
 @dataclass
@@ -117,12 +109,14 @@ class Bounces:
                 continue
             try:
                 reports = await asyncio.to_thread(watched.hot.step, time.monotonic())
+                for report in reports:
+                    self._act(watched, report)
             except RvcdError as error:
                 log.warning("%s cannot be watched just now: %s", watched.folder.path, error)
                 await asyncio.sleep(_AFTER_TROUBLE_SECONDS)
-                continue
-            for report in reports:
-                self._act(watched, report)
+            except Exception:
+                log.exception("%s cannot be watched just now", watched.folder.path)
+                await asyncio.sleep(_AFTER_TROUBLE_SECONDS)
 
     def _act(self, watched: Watched, report: Ready | Refused) -> None:
         if isinstance(report, Refused):
@@ -135,7 +129,8 @@ class Bounces:
         try:
             self._submit(request)
         except RvcdError as error:
-            if error.code is Code.BUSY:
+            if error.code in _CURABLE:
+                log.info("%s waits: %s", report.path, error)
                 watched.hot.postpone(report)
                 return
             log.warning("%s is not converted: %s", report.path, error)

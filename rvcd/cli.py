@@ -12,7 +12,6 @@ from typing import Any
 from rvcd import __version__
 from rvcd.commands.output import FAILED, INTERRUPTED, USAGE, error_fields, print_error, print_json
 from rvcd.errors import Code, RvcdError
-from rvcd.settings import Settings
 
 _USAGE_CODES = (Code.BAD_SETTING, Code.UNKNOWN_VOICE, Code.BAD_SPEAKER)
 
@@ -24,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     be (an option, a setting or a voice), 3 when `status` finds nobody, 130 after Ctrl-C; what the daemon ends with is
     its own. `SystemExit` comes from argparse alone.
     """
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser(argv[0] if argv else "").parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name need not be text
     try:
@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: str) -> argparse.ArgumentParser:
+    """Make the parser of the command that was asked for, or of all if there is none such."""
     parser = argparse.ArgumentParser(
         prog="rvcd",
         description="Converts vocal stems with RVC voices.",
@@ -56,22 +57,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rvcd {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_import(commands)
-    _add_voices(commands)
-    _add_convert(commands)
-    _add_inspect(commands)
-    _add_fetch(commands)
-    _add_run(commands)
-    _add_status(commands)
-    _add_jobs(commands)
-    _add_send(commands)
-    _add_cancel(commands)
-    _add_undo(commands)
-    _add_backups(commands)
-    _add_config(commands)
-    _add_services(commands)
-    _add_logs(commands)
-    _add_doctor(commands)
+    adders = {
+        "import": _add_import,
+        "voices": _add_voices,
+        "convert": _add_convert,
+        "inspect": _add_inspect,
+        "fetch": _add_fetch,
+        "run": _add_run,
+        "status": _add_status,
+        "jobs": _add_jobs,
+        "send": _add_send,
+        "cancel": _add_cancel,
+        "undo": _add_undo,
+        "backups": _add_backups,
+        "config": _add_config,
+        **dict.fromkeys(("install", "uninstall", "start", "stop", "restart"), _add_services),
+        "logs": _add_logs,
+        "doctor": _add_doctor,
+    }
+    # All of them take longer to make than the daemon takes to answer.
+    for add in [adders[asked]] if asked in adders else dict.fromkeys(adders.values()):
+        add(commands)
     return parser
 
 
@@ -108,6 +114,8 @@ def _add_voices(commands: Any) -> None:
 
 
 def _add_convert(commands: Any) -> None:
+    from rvcd.settings import Settings
+
     parser = _add(
         commands,
         "convert",
@@ -148,6 +156,8 @@ def _add_convert(commands: Any) -> None:
 
 def _add_settings(parser: argparse.ArgumentParser, *, has_defaults: bool) -> Any:
     """Add what can be set for one stem; without defaults the daemon's configuration decides what is not given."""
+    from rvcd.settings import Settings
+
     group = parser.add_argument_group("settings")
     for option, field, kind, text in (
         ("--semitones", "semitones", {"type": float}, "transposition, fractions allowed"),
@@ -275,7 +285,7 @@ def _add_services(commands: Any) -> None:
         "install": "run rvcd as a service of this user, now and at every login",
         "uninstall": "stop the service and remove it; voices and backups stay",
         "start": "start the installed service",
-        "stop": "stop the service until the next login",
+        "stop": "stop the service until the next login; if none is installed, the daemon of `rvcd run`",
         "restart": "start the installed service anew",
     }.items():
         parser = _add(commands, verb, "servicing", summary, "The service is launchd's on macOS, systemd's on Linux.")

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import resource
+import secrets
 import signal
 import sys
 import time
@@ -17,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rvcd import __version__, backups, logs, paths, places, voices
-from rvcd.bounces import Bounces, Watched, header_complete
+from rvcd.bounces import Bounces, Watched
+from rvcd.completeness import header_complete
 from rvcd.config import Config, load
 from rvcd.conversions import Conversions
 from rvcd.errors import Code, RvcdError
@@ -31,6 +33,7 @@ from rvcd.osc.control import (
     Accepted,
     DaemonState,
     FolderInfo,
+    FolderState,
     JobFilter,
     ModelInfo,
     ModelState,
@@ -50,6 +53,7 @@ log = logging.getLogger(__name__)
 _TICK_SECONDS = 1.0
 _KEEP_JOBS_SECONDS = 90 * 86400.0
 _HOUSEKEEPING_SECONDS = 3600.0
+_RECENT_JOBS = 1000
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -79,7 +83,9 @@ class Daemon:
     def __init__(self, instance: Instance, config_path: Path | None, port: int | None) -> None:
         self._instance, self._config_path, self._port = instance, config_path, port
         self._config_problem = ""
-        self._config = self._read_config() or Config()
+        self._token_problem = ""
+        # What cannot be believed leads to no folder: the default one may not be meant.
+        self._config = self._read_config() or Config(folders=())
         self._config_stamp = self._stamp()
         self._started = time.monotonic()
         self._stopping = asyncio.Event()
@@ -92,7 +98,8 @@ class Daemon:
         self._conversions = Conversions(self._config, self._journal, self._ledger, self._on_model)
         self._holds = gate.Holds()
         self._bounces = Bounces(self._ledger, self._holds, self._accept)
-        self._spool = Spool(self._submit_from_spool)
+        self._spool = Spool(self._submit_named)
+        self._folder_states: dict[Path, str] = {}
 
     # Life.
 
@@ -101,9 +108,10 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop, number)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_soon)
-        host, port = await self._osc.listen(port=self._config.osc.port if self._port is None else self._port)
-        if self._config.osc.tcp:
-            await self._osc.listen_tcp(port=port)
+        wanted = self._config.osc
+        host, port = await self._osc.listen(wanted.address, wanted.port if self._port is None else self._port)
+        if wanted.tcp:
+            await self._osc.listen_tcp(host, port)
         self._instance.tell(Note(os.getpid(), host, port, str(self._config.osc.token_file or "")))
         log.info("rvcd %s listens on %s:%d", __version__, host, port)
         notify("READY=1")
@@ -112,9 +120,10 @@ class Daemon:
         await self._conversions.start_engine()
         await self._bounces.follow(self._config)
         self._conversions.pump()
-        ticking = asyncio.create_task(self._tick_for_ever())
+        tasks = [asyncio.create_task(self._tick_for_ever()), asyncio.create_task(self._keep_house())]
         await self._stopping.wait()
-        ticking.cancel()
+        for task in tasks:
+            task.cancel()
         await self._drain()
         return self._exit_status
 
@@ -139,41 +148,67 @@ class Daemon:
             log.warning("%s", self._journal.notice)
         self._conversions.recover()
         for job in self._journal.active():
-            self._spool.adopt(job)
             self._osc.publish(Queued(job, self._journal.position(job)))
+        for job in (*self._journal.active(), *self._journal.recent(_RECENT_JOBS)):
+            self._spool.adopt(job)
 
     async def _tick_for_ever(self) -> None:
-        next_watchdog = next_housekeeping = 0.0
+        next_watchdog = 0.0
         while True:
-            now = time.monotonic()
+            for step in (self._spool.look, self._conversions.pump, self._tell_folders):
+                try:
+                    step()
+                except Exception:
+                    log.exception("a step of the daemon broke")
             try:
-                self._spool.look()
-                self._conversions.pump()
                 await self._conversions.release_if_idle()
                 if self._stamp() != self._config_stamp:
                     await self._reload()
-                if now >= next_housekeeping:
-                    next_housekeeping = now + _HOUSEKEEPING_SECONDS
-                    await asyncio.to_thread(self._prune_backups)
-                    self._journal.prune(time.time() - _KEEP_JOBS_SECONDS)
             except Exception:
-                log.exception("a tick of the daemon broke")
-            if watchdog_seconds() and now >= next_watchdog:
-                next_watchdog = now + watchdog_seconds() / 3
+                log.exception("a step of the daemon broke")
+            if watchdog_seconds() and time.monotonic() >= next_watchdog:
+                next_watchdog = time.monotonic() + watchdog_seconds() / 3
                 notify("WATCHDOG=1", f"STATUS={self.status().state}")
             await asyncio.sleep(_TICK_SECONDS)
 
-    def _prune_backups(self) -> None:
+    async def _keep_house(self) -> None:
+        while True:
+            try:
+                for path in await asyncio.to_thread(self._prune_backups):
+                    self._forget_backup(path)
+                self._journal.prune(time.time() - _KEEP_JOBS_SECONDS)
+            except Exception:
+                log.exception("old backups and jobs could not be removed")
+            await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+
+    def _prune_backups(self) -> list[backups.Backup]:
+        """Delete what the policy gives up, in another thread; return it."""
         policy = self._config.backups
         max_bytes = None if policy.max_gb is None else int(policy.max_gb * 1e9)
+        removed: list[backups.Backup] = []
         for folder in self._config.folders:
             try:
                 pruned = backups.prune(folder.path, keep_days=policy.keep_days, max_bytes=max_bytes)
             except RvcdError as error:
                 log.warning("the backups of %s cannot be pruned: %s", folder.path, error)
                 continue
+            removed += pruned.removed
             if pruned.kept_back:
                 log.info("%d old takes of %s stay: they are the only copies", len(pruned.kept_back), folder.path)
+        return removed
+
+    def _forget_backup(self, backup: backups.Backup) -> None:
+        with contextlib.suppress(RvcdError):  # the job may be long forgotten
+            if self._journal.job(backup.job).backup == backup.path:
+                self._journal.forget_backup(backup.job)
+
+    def _tell_folders(self) -> None:
+        """Publish which hot folders came, went, paused or are watched again since the last time."""
+        states = {info.path: info.state for info in self.folders()}
+        for path, state in states.items():
+            if self._folder_states.get(path) != state:
+                self._osc.publish(FolderState(path, state))
+        self._folder_states = states
 
     # Configuration.
 
@@ -204,6 +239,8 @@ class Daemon:
         if config is None:
             return
         log.info("the configuration is read again")
+        if config.osc != self._config.osc:
+            log.warning("address, port and token change when rvcd is started again")
         engine_changed = config.engine != self._config.engine or config.defaults.voice != self._config.defaults.voice
         self._config = self._conversions.config = config
         self._journal.queue_bound = config.queue.bound
@@ -216,11 +253,13 @@ class Daemon:
         if file is None:
             return ""
         try:
-            return file.expanduser().read_text().strip()
-        except OSError as error:
-            raise RvcdError(
-                Code.BAD_CONFIGURATION, f"The token file {file} cannot be read: {error.strerror}."
-            ) from error
+            token = file.expanduser().read_text().strip()
+            self._token_problem = "" if token else f"The token file {file} is empty; write a secret into it."
+        except (OSError, ValueError) as error:
+            token = ""
+            self._token_problem = f"The token file {file} cannot be read: {error}."
+        # Without a token that somebody can know, nobody may change anything.
+        return token or secrets.token_hex()
 
     # Events.
 
@@ -255,13 +294,13 @@ class Daemon:
             active_model=_voice_name(warm[-1]) if warm else "",
             uptime_seconds=int(time.monotonic() - self._started),
             memory_megabytes=_resident_megabytes() + self._conversions.engine_mb,
-            detail=self._config_problem or self._conversions.problem,
+            detail=self._config_problem or self._token_problem or str(self._conversions.problem or ""),
         )
 
     def _state(self) -> DaemonState:
         if self._draining:
             return "draining"
-        if self._config_problem or self._conversions.state == "absent":
+        if self._config_problem or self._token_problem or self._conversions.state == "absent":
             return "degraded"
         if self._conversions.paused:
             return "paused"
@@ -303,34 +342,33 @@ class Daemon:
         job = self._submit_named(request)
         return Accepted(job.id, self._journal.position(job))
 
-    def _submit_from_spool(self, request: JobRequest) -> Job:
-        return self._submit_named(request)
-
     def _submit_named(self, request: JobRequest) -> Job:
-        """A stem that somebody names need not settle, but must lie in a root and be complete."""
+        """A stem that somebody names need not settle, but must lie in a root, be complete and have a voice."""
         places.check_allowed(self._config, request.path)
         if request.out is not None:
             places.check_allowed(self._config, request.out)
-        watched = self._bounces.find(places.folder_of(self._config, request.path))
+        voice, _ = self._conversions.resolve(request)
+        places.target_of(self._config, request, voices.find_voice(voice).stem)
+        path = Path(os.path.realpath(request.path))
+        watched = self._bounces.find(places.folder_of(self._config, path))
         if watched is not None:
-            ready = watched.hot.admit(request.path.resolve(), time.monotonic())
+            ready = watched.hot.admit(path, time.monotonic())
             job = self._accept(request)
             watched.hot.take(ready)
             return job
-        if self._holds.is_held(request.path.resolve(), time.monotonic()):
-            raise RvcdError(Code.FILE_IN_USE, f"{request.path} is held by the program that writes it.")
+        if self._holds.is_held(path, time.monotonic()):
+            raise RvcdError(Code.FILE_IN_USE, f"{path} is held by the program that writes it; release it first.")
         try:
-            fingerprint = Fingerprint.of(request.path.resolve())
+            fingerprint = Fingerprint.of(path)
         except OSError as error:
-            raise RvcdError(Code.NOT_FOUND, f"There is no file {request.path}.") from error
-        gate.admit(request.path.resolve(), fingerprint, header_complete)
+            raise RvcdError(Code.NOT_FOUND, f"There is no file {path}: {error.strerror or error}.") from error
+        gate.admit(path, fingerprint, header_complete)
         return self._accept(request)
 
     def _accept(self, request: JobRequest) -> Job:
+        """Make a job; a bounce that has no voice fails as one, so that everybody can see it."""
         if self._draining:
             raise RvcdError(Code.SHUTTING_DOWN, "rvcd is ending; ask again when it runs.")
-        voice, _ = self._conversions.resolve(request)
-        voices.find_voice(voice)
         job = self._journal.submit(request, time.time())
         asyncio.get_running_loop().call_soon(self._conversions.pump)
         return job
@@ -358,20 +396,23 @@ class Daemon:
     def hold(self, path: Path, seconds: float) -> None:
         """Leave a path alone for a while."""
         places.check_allowed(self._config, path)
-        self._holds.hold(path.resolve(), seconds, time.monotonic())
+        self._holds.hold(Path(os.path.realpath(path)), seconds, time.monotonic())
 
     def release(self, path: Path) -> None:
         """The path is finished."""
-        self._holds.release(path.resolve())
+        path = Path(os.path.realpath(path))
+        self._holds.release(path)
         watched = self._bounces.find(places.folder_of(self._config, path))
         if watched is not None:
-            watched.hot.note_closed(path.resolve())
+            watched.hot.note_closed(path)
 
     async def restore(self, target: int | Path) -> None:
         """Put the original of a job, or of a path, back."""
         path = self._journal.job(target).request.path if isinstance(target, int) else target
         places.check_allowed(self._config, path)
         root = places.root_of(self._config, path)
+        if isinstance(target, Path):
+            target = Path(os.path.realpath(target))
 
         def remember(original: Path, fingerprint: Fingerprint) -> None:
             self._ledger.record(Kind.OURS, original, fingerprint)

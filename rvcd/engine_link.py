@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -37,7 +36,6 @@ class EngineLink:
         self._on_report, self._on_death, self._command = on_report, on_death, command
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._stopping = False
 
     @property
     def pid(self) -> int | None:
@@ -45,8 +43,11 @@ class EngineLink:
         return self._process.pid if self._process and self._process.returncode is None else None
 
     async def start(self, configuration: Report) -> None:
-        """Start a process and tell it what to keep warm; reports arrive from now on."""
-        self._stopping = False
+        """End the process that runs, if one does; start another and tell it what to keep warm.
+
+        Reports arrive from now on. Raises `OSError` if there can be no process.
+        """
+        await self.stop()
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
             stdin=asyncio.subprocess.PIPE,
@@ -66,15 +67,13 @@ class EngineLink:
 
     def kill(self) -> None:
         """End the process at once; its death is reported like any other."""
-        if self.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+        if self._process is not None:
+            _kill(self._process)
 
     async def stop(self) -> None:
-        """End the process, kindly first; no death is reported."""
-        self._stopping = True
-        process, reader = self._process, self._reader
-        if process is None or reader is None:
+        """End the process, kindly first; no death is reported, and none of its reports arrives any more."""
+        process, self._process = self._process, None
+        if process is None:
             return
         if process.stdin is not None:
             process.stdin.close()  # the engine ends with its orders
@@ -82,20 +81,24 @@ class EngineLink:
             async with asyncio.timeout(_STOP_SECONDS):
                 await process.wait()
         except TimeoutError:
-            self.kill()
+            _kill(process)
             await process.wait()
-        await reader
-        self._process = None
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         while line := await process.stdout.readline():
-            try:
-                report = json.loads(line)
-            except ValueError:
-                log.warning("the engine said something that is no report: %r", line[:200])
+            if process is not self._process:
                 continue
-            self._on_report(report)
+            try:
+                self._on_report(json.loads(line))
+            except Exception:
+                log.exception("a report of the engine could not be used: %r", line[:200])
         status = await process.wait()
-        if not self._stopping:
+        if process is self._process:
+            self._process = None
             await self._on_death(status)
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()

@@ -48,10 +48,13 @@ class Instance:
             ) from None
 
     def tell(self, note: Note) -> None:
-        """Write the note, whole or not at all."""
+        """Write the note, whole or not at all. Raises `RvcdError`: `not_writable`, `disk_full`."""
         draft = note_file().with_suffix(".part")
-        draft.write_text(json.dumps(asdict(note)))
-        draft.replace(note_file())
+        try:
+            draft.write_text(json.dumps(asdict(note)))
+            draft.replace(note_file())
+        except OSError as error:
+            raise write_error(error, note_file()) from error
 
     def release(self) -> None:
         """Remove the note and let go."""

@@ -7,20 +7,28 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rvcd import paths
 from rvcd.errors import Code, RvcdError
-from rvcd.jobs import Job, JobRequest, Mode
+from rvcd.jobs import Job, JobRequest
 
 log = logging.getLogger(__name__)
 
 _ANSWER = ".done.json"
 _MAX_BYTES = 1 << 20
-_FIELDS = {field.name for field in fields(JobRequest)} - {"origin", "client", "req"}
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("path", "voice", "out"), str),
+    "mode": str,
+    "settings": dict,
+    "priority": int,
+    "backup": bool,
+    "dry_run": bool,
+}
+_MODES = ("replace", "sibling", "out")
 
 
 def folder() -> Path:
@@ -40,13 +48,17 @@ class Spool:
         """Take what was dropped since the last look."""
         taken = set(self._open.values())
         for file in sorted(folder().glob("[!.]*.json")):
-            if file.name.endswith(_ANSWER) or file in taken:
+            if file.name.endswith(_ANSWER) or file in taken or not file.is_file():
                 continue
             try:
                 job = self._submit(_request(file))
             except RvcdError as error:
                 if error.code is not Code.BUSY:
                     _answer(file, {"state": "failed", "job": 0, "code": error.code.value, "message": error.sentence})
+                continue
+            except Exception as error:
+                log.exception("%s is beyond us", file)
+                _answer(file, {"state": "failed", "job": 0, "code": Code.INTERNAL.value, "message": str(error)})
                 continue
             self._open[job.id] = file
 
@@ -57,20 +69,37 @@ class Spool:
         self._open.pop(job.id, None)
         answer = {"state": job.state.value, "job": job.id, "path": str(job.request.path), "code": job.code}
         answer |= {"message": job.message, "result": str(job.result or "")}
-        _answer(Path(job.request.client.removeprefix("spool:")), answer)
+        _answer(_file_of(job), answer)
 
     def adopt(self, job: Job) -> None:
-        """Know the file of a job that an earlier run took."""
-        if job.request.origin == "spool":
-            self._open[job.id] = Path(job.request.client.removeprefix("spool:"))
+        """Know the file of a job that an earlier run took; answer it if only the answer is missing."""
+        if job.request.origin != "spool" or job.request.client != _client(_file_of(job)):
+            return
+        if job.state.is_final:
+            self.finish(job)
+        else:
+            self._open[job.id] = _file_of(job)
+
+
+def _client(file: Path) -> str:
+    """A key for this very file, not for a later one of its name."""
+    try:
+        status = file.stat()
+    except OSError:
+        return ""
+    return f"spool:{status.st_ino}-{status.st_mtime_ns}:{file}"
+
+
+def _file_of(job: Job) -> Path:
+    return Path(job.request.client.split(":", 2)[2])
 
 
 def _request(file: Path) -> JobRequest:
     try:
         content = _content(file)
         path, out = Path(content.pop("path")), content.pop("out", None)
-        return JobRequest(path, out=Path(out) if out else None, origin="spool", client=f"spool:{file}", **content)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return JobRequest(path, out=Path(out) if out else None, origin="spool", client=_client(file), **content)
+    except (OSError, ValueError, RecursionError) as error:
         raise RvcdError(Code.BAD_REQUEST, f"{file.name} is no job file: {error}.") from error
 
 
@@ -81,11 +110,18 @@ def _content(file: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(file.read_bytes())
     if not isinstance(content, dict) or "path" not in content:
         raise ValueError("it names no path")
-    if unknown := set(content) - _FIELDS:
+    if unknown := set(content) - set(_KINDS):
         raise ValueError(f"it has unknown entries: {', '.join(sorted(unknown))}")
-    if not all(Path(content[key]).is_absolute() for key in ("path", "out") if content.get(key)):
+    for name, value in content.items():
+        if not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and _KINDS[name] is int):
+            raise ValueError(f"{name} cannot be {value!r}")
+    if not all(
+        Path(content[key]).is_absolute() and "\0" not in content[key] for key in ("path", "out") & content.keys()
+    ):
         raise ValueError("paths must be absolute")
-    if content.get("mode", "replace") not in get_args(Mode):
+    if abs(content.get("priority", 0)) >= 2**31:
+        raise ValueError("priority must fit 32 bits")
+    if content.get("mode", "replace") not in _MODES:
         raise ValueError(f"there is no mode {content['mode']!r}")
     return content
 

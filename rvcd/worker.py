@@ -7,8 +7,8 @@ converted; when the pipe ends, the process ends at once: an engine never outlive
 | order (`do`) | fields | reports (`is`) |
 | --- | --- | --- |
 | configure | content_encoder, pitch, precision, budget_mb, voices | model (per voice), ready or failed |
-| load, unload | voice | model |
-| convert | job, path, voice, settings, mode, target, root | progress, then staged, written or failed |
+| load, unload | voice | model, or failed |
+| convert | job, path, voice, settings, mode, target, root, backup | progress, then staged or failed |
 | cancel | job | failed (cancelled), from the conversion |
 """
 
@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 
 from rvcd import backups, mlx_engine, patching, stems
-from rvcd.errors import Code, RvcdError
+from rvcd.errors import Code, RvcdError, write_error
 from rvcd.fingerprints import Fingerprint
-from rvcd.replacing import check_replaceable
+from rvcd.replacing import Staged, check_replaceable
 from rvcd.settings import Settings
 
 Order = dict[str, Any]
@@ -74,13 +74,15 @@ class Orders:
         return job in self._cancelled
 
     def _read(self) -> None:
-        for line in sys.stdin:
-            order = json.loads(line)
-            if order["do"] == "cancel":
-                self._cancelled.add(order["job"])
-            else:
-                self._waiting.put(order)
-        os._exit(0)
+        try:
+            for line in sys.stdin:
+                order = json.loads(line)
+                if order["do"] == "cancel":
+                    self._cancelled.add(order["job"])
+                else:
+                    self._waiting.put(order)
+        finally:  # also after half a line, the last word of a supervisor that was killed
+            os._exit(0)
 
 
 class WarmVoices:
@@ -93,25 +95,43 @@ class WarmVoices:
 
     def get(self, path: str) -> Any:
         """The voice at this path, loaded if it is not warm."""
-        key = f"{path}@{Path(path).stat().st_mtime_ns}"
+        try:
+            key = f"{path}@{Path(path).stat().st_mtime_ns}"
+        except OSError as error:
+            raise RvcdError(Code.UNKNOWN_VOICE, f"The voice file {path} is gone.") from error
         if key not in self._voices:
-            self._reports.send("model", voice=path, state="loading", mb=0.0)
-            self._voices[key] = self.engine.load_voice(path)
-            self._reports.send("model", voice=path, state="warm", mb=_megabytes(path))
+            self._drop(path)
+            self._reports.send("model", voice=path, state="loading", size_mb=0.0)
+            self._voices[key] = self._load(path)
             self._make_room()
+            self.tell_warm(path)
         self._voices.move_to_end(key)
         return self._voices[key]
 
+    def tell_warm(self, path: str) -> None:
+        """Tell that a voice is warm."""
+        self._reports.send("model", voice=path, state="warm", size_mb=_megabytes(path))
+
     def forget(self, path: str) -> None:
         """Let a voice go."""
-        for key in [key for key in self._voices if key.startswith(f"{path}@")]:
+        self._drop(path)
+        self._reports.send("model", voice=path, state="cold", size_mb=0.0)
+
+    def _load(self, path: str) -> Any:
+        try:
+            return self.engine.load_voice(path)
+        except RvcdError:
+            self._reports.send("model", voice=path, state="bad", size_mb=0.0)
+            raise
+
+    def _drop(self, path: str) -> None:
+        for key in [key for key in self._voices if _path_of(key) == path]:
             del self._voices[key]
-        self._reports.send("model", voice=path, state="cold", mb=0.0)
 
     def _make_room(self) -> None:
         while len(self._voices) > 1 and sum(map(_megabytes, map(_path_of, self._voices))) > self._budget_mb:
             key, _ = self._voices.popitem(last=False)
-            self._reports.send("model", voice=_path_of(key), state="cold", mb=0.0)
+            self._reports.send("model", voice=_path_of(key), state="cold", size_mb=0.0)
 
 
 def _path_of(key: str) -> str:
@@ -147,17 +167,22 @@ class Worker:
             self._fail(order, _code_of(error), f"The engine failed: {error}")
 
     def _fail(self, order: Order, code: Code, sentence: str) -> None:
-        self._reports.send("failed", do=order["do"], job=order.get("job", 0), code=code.value, message=sentence)
+        about = {name: order[name] for name in ("do", "job", "voice") if name in order}
+        self._reports.send("failed", **about, code=code.value, message=sentence)
 
     def _configure(self, order: Order) -> None:
         engine = mlx_engine.Engine(order["content_encoder"], order["pitch"], precision=order["precision"])
         self._voices = WarmVoices(engine, order["budget_mb"], self._reports)
         for path in order["voices"]:
-            _warm_up(engine, self._voices.get(path), uses_rmvpe=order["pitch"] is not None)
+            try:
+                _warm_up(engine, self._voices.get(path), uses_rmvpe=order["pitch"] is not None)
+            except RvcdError as error:  # its own jobs will say so; others need not suffer
+                print(f"{path} cannot be kept warm: {error}", file=sys.stderr)  # noqa: T201
         self._reports.send("ready", device=engine.device, mb=_memory_mb())
 
     def _load(self, order: Order) -> None:
         self._warm().get(order["voice"])
+        self._warm().tell_warm(order["voice"])
 
     def _unload(self, order: Order) -> None:
         self._warm().forget(order["voice"])
@@ -172,10 +197,7 @@ class Worker:
         settings = Settings(**order["settings"])
         path, root = Path(order["path"]), Path(order["root"])
         if order["mode"] != "replace":
-            stem = stems.read_stem(path)
-            target = Path(order["target"])
-            gain_db = stems.write_stem(target, self._sound(order, stem, voice, settings), stem, seed=settings.seed)
-            self._reports.send("written", job=order["job"], target=str(target), gain_db=gain_db, seconds=stem.seconds)
+            self._convert_aside(order, voice, settings)
             return
         original = check_replaceable(path, root)
         before = Fingerprint.of(original)
@@ -188,15 +210,25 @@ class Worker:
         staged = patching.stage(original, sound, stage_path, seed=settings.seed)
         if backup is not None:
             backups.note_result(backup, root, staged.digest)
-        self._reports.send(
-            "staged",
-            job=order["job"],
-            staged={**asdict(staged), "path": str(staged.path)},
-            original=str(original),
-            expected=asdict(before),
-            backup=str(backup.path) if backup else None,
-            seconds=stem.seconds,
-        )
+        self._tell_staged(order, staged, original, expected=asdict(before), backup=str(backup.path) if backup else "")
+
+    def _convert_aside(self, order: Order, voice: Any, settings: Settings) -> None:
+        """Make a file of its own, under a hidden name that no watcher takes for a bounce."""
+        target = Path(order["target"])
+        draft = target.with_name(f".rvcd-{order['job']}{target.suffix}")
+        stem = stems.read_stem(Path(order["path"]))
+        sound = self._sound(order, stem, voice, settings)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            gain_db = stems.write_stem(draft, sound, stem, seed=settings.seed)
+            staged = Staged(draft, gain_db, "", len(sound), Fingerprint.of(draft))
+        except OSError as error:
+            raise write_error(error, target) from error
+        self._tell_staged(order, staged, target, expected=None, backup="")
+
+    def _tell_staged(self, order: Order, staged: Staged, target: Path, **about: Any) -> None:
+        fields = {**asdict(staged), "path": str(staged.path)}
+        self._reports.send("staged", job=order["job"], staged=fields, target=str(target), **about)
 
     def _sound(self, order: Order, stem: stems.Stem, voice: Any, settings: Settings) -> np.ndarray:
         """Convert, telling how far it is and heeding a cancellation."""

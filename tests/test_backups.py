@@ -289,12 +289,20 @@ def test_a_conversion_equal_to_its_take_does_not_make_the_take_deletable(tmp_pat
     assert prune(tmp_path, now=NOW + 99 * DAY).removed == ()
 
 
+def test_a_backup_whose_job_may_still_run_is_never_pruned(tmp_path: Path) -> None:
+    """Until the stem is replaced it holds the same audio, and the backup is no last copy yet."""
+    backup = back_up(stem(tmp_path, take(1), "1.wav"), tmp_path, 1, now=NOW)
+    assert prune(tmp_path, max_bytes=0, last_copies=True, now=NOW + 3600) == backups.Pruned((), ())
+    assert backup.path.exists()
+    assert prune(tmp_path, max_bytes=0, now=NOW + 2 * DAY).removed == (backup,)
+
+
 def test_pruning_by_size_deletes_the_oldest_first(tmp_path: Path) -> None:
     for job in (1, 2, 3):
         back_up(stem(tmp_path, take(job), f"{job}.wav"), tmp_path, job, now=NOW + job)
-    pruned = prune(tmp_path, max_bytes=2 * len(take(1)), now=NOW + DAY)
+    pruned = prune(tmp_path, max_bytes=2 * len(take(1)), now=NOW + 2 * DAY)
     assert [backup.job for backup in pruned.removed] == [1]
-    assert prune(tmp_path, max_bytes=2 * len(take(1)), now=NOW + DAY) == backups.Pruned((), ())
+    assert prune(tmp_path, max_bytes=2 * len(take(1)), now=NOW + 2 * DAY) == backups.Pruned((), ())
 
 
 def test_pruning_sweeps_old_leftovers_only(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ print("\\n" + " ".join({{name.partition(".")[0] for name in sys.modules}}))
 def test_help_names_every_command_and_ends_with_0() -> None:
     done = run_rvcd("--help")
     assert done.returncode == 0
-    assert all(f"    {command} " in done.stdout for command in COMMANDS)
+    listed = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("    ")}
+    assert listed >= set(COMMANDS)
     for command in COMMANDS:
         assert run_rvcd(command, "--help").returncode == 0
 

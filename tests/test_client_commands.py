@@ -10,7 +10,7 @@ import termios
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,9 @@ def note(served: Served, token_file: str = "") -> None:
 
 
 def set_status(served: Served, **changes: Any) -> None:
-    facts: dict[str, Any] = {
-        **{"state": "idle", "queued": 0, "running": 0, "done": 3, "failed": 4, "models_warm": 1, "active_model": "Ana"},
-        **{"uptime_seconds": 3720, "memory_megabytes": 61.5},
-    }
+    facts: dict[str, Any] = dict.fromkeys(("queued", "running", "models_warm"), 0)
+    facts |= {"state": "idle", "active_model": "", "done": 3, "failed": 4}
+    facts |= {"uptime_seconds": 3720, "memory_megabytes": 61.5}
     served.daemon.status = lambda: Status(**facts | changes)  # type: ignore[method-assign]
 
 
@@ -351,9 +350,9 @@ def finishing(served: Served, *ends: Job) -> threading.Thread:
             job = served.daemon.all_jobs[end.id]
             running = make_job(end.id, job.request, state=JobState.RUNNING, fraction=0.5, stage="voice")
             served.publish(Started(running, "cpu"), Progressed(running, 3.0))
-            end = make_job(end.id, job.request, state=end.state, code=end.code, message=end.message, backup=end.backup)
-            served.do(lambda end=end: served.daemon.all_jobs.update({end.id: end}))
-            served.publish(Finished(end))
+            over = replace(end, request=job.request)
+            served.do(lambda over=over: served.daemon.all_jobs.update({over.id: over}))
+            served.publish(Finished(over))
 
     thread = threading.Thread(target=finish)
     thread.start()

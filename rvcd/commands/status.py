@@ -161,11 +161,12 @@ def _running_lines(row: JobRow) -> tuple[str, str]:
 
 
 def _ended_cells(row: JobRow) -> tuple[str, ...]:
-    outcome = row.code or row.state
+    outcome = row.code
+    if row.state == "committed":
+        outcome = f"in {duration(row.seconds_taken)}"
     if row.realtime_factor is not None:
-        audio, taken = duration(row.seconds_of_audio), duration(row.seconds_taken)
-        outcome = f"{audio} of audio in {taken}, real-time factor {row.realtime_factor:.2f}"
-    return str(row.job), _name(row), row.state, outcome if outcome != row.state else ""
+        outcome = f"{duration(row.seconds_of_audio)} of audio {outcome}, real-time factor {row.realtime_factor:.2f}"
+    return str(row.job), _name(row), row.state, outcome
 
 
 def _running(now: Snapshot) -> list[JobRow]:

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
@@ -64,7 +63,7 @@ def configure() -> None:
     lines = [
         '[defaults]\nvoice = "demo"\nsemitones = 2.0',
         f"[osc]\nroots = [{json.dumps(str(SESSION))}]",
-        f"[[folders]]\npath = {json.dumps(str(HOT_FOLDER))}",
+        f"[[folder]]\npath = {json.dumps(str(HOT_FOLDER))}",
     ]
     (HOME / "rvcd.toml").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
     rvcd("config", "check")
@@ -82,7 +81,7 @@ def drop_a_stem(peer: Peer) -> tuple["Take", int]:
 def name_a_stem(peer: Peer) -> None:
     """A mono stem elsewhere, which a client names over OSC; the packet is python-osc's, the server is rvcd's own."""
     say("A client names a stem elsewhere.")
-    take = Take(SESSION / "Don't stop – döubles.wav", rate=48000, channels=1, subtype="FLOAT", seed=6)
+    take = Take(SESSION / "Don't stop, döubles.wav", rate=48000, channels=1, subtype="FLOAT", seed=6)
     command = ["oscsend", "127.0.0.1", str(peer.server[1]), "/rvcd/convert", "ss", "demo-1", str(take.path)]
     print("\n$", shlex.join(command))
     peer.send("/rvcd/convert", "demo-1", str(take.path), types="ss")
@@ -120,7 +119,9 @@ def digest(path: Path) -> str:
 
 def form(path: Path) -> str:
     info = soundfile.info(path)
-    return f"{path.stat().st_size} bytes, {info.frames} frames, {info.samplerate} Hz, {info.channels} ch, {info.subtype}"
+    return (
+        f"{path.stat().st_size} bytes, {info.frames} frames, {info.samplerate} Hz, {info.channels} ch, {info.subtype}"
+    )
 
 
 @contextlib.contextmanager
@@ -171,7 +172,8 @@ def follow(peer: Peer, path: Path) -> int:
     """Print what is told of a stem until its job has ended well; return the job."""
     job, next_fraction = 0, 0.0
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
+    while True:
+        promise(time.monotonic() < deadline, f"{path.name} is converted within {PATIENCE_SECONDS:.0f} s")
         address, args, _ = peer.receive()
         promise(address != "/rvcd/fail", f"{path.name} is accepted: {args}")
         if address == "/rvcd/job/queued" and args[2] == str(path):
@@ -188,7 +190,6 @@ def follow(peer: Peer, path: Path) -> int:
         promise(address not in ("/rvcd/job/failed", "/rvcd/job/cancelled"), f"{path.name} is converted: {args}")
         if address == "/rvcd/job/done":
             return job
-    broken(f"{path.name} is converted within {PATIENCE_SECONDS:.0f} s")
 
 
 def follow_for(peer: Peer, seconds: float) -> list[str]:
@@ -201,7 +202,8 @@ def rvcd(*arguments: str | Path) -> None:
     """Run the command line as a user would, in the demo's own home."""
     shown = [os.path.relpath(a, ROOT) if isinstance(a, Path) else a for a in arguments]
     print("\n$ rvcd", shlex.join(shown), flush=True)
-    subprocess.run(command(*arguments), check=True, cwd=ROOT, env=environment(), timeout=PATIENCE_SECONDS)
+    run = subprocess.run(command(*arguments), check=False, cwd=ROOT, env=environment(), timeout=PATIENCE_SECONDS)
+    promise(run.returncode == 0, f"rvcd {arguments[0]} succeeds, but its exit code is {run.returncode}")
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -218,11 +220,7 @@ def say(sentence: str) -> None:
 
 def promise(is_kept: bool, what: str) -> None:
     if not is_kept:
-        broken(what)
-
-
-def broken(what: str) -> Any:
-    sys.exit(f"broken: {what}")
+        sys.exit(f"broken: {what}")
 
 
 if __name__ == "__main__":
