@@ -114,7 +114,6 @@ def _add_voices(commands: Any) -> None:
 
 
 def _add_convert(commands: Any) -> None:
-    from rvcd.settings import Settings
 
     parser = _add(
         commands,
@@ -132,19 +131,7 @@ def _add_convert(commands: Any) -> None:
         "--overwrite", action="store_true", help="replace outputs that exist already; a stem is never replaced"
     )
 
-    how = _add_settings(parser, has_defaults=True)
-    how.add_argument(
-        "--search",
-        choices=("exact", "ivf"),
-        default=Settings.search,
-        help=f"how the retrieval index is searched; ivf as the reference does (default: {Settings.search})",
-    )
-    how.add_argument(
-        "--fill-unvoiced",
-        action="store_true",
-        help="bridge the pitch over unvoiced sounds, for voices trained by the 2026 WebUI",
-    )
-
+    _add_settings(parser, has_defaults=True)
     engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--precision", choices=("float32", "float16"), default="float32", help="of the arithmetic (default: float32)"
@@ -173,6 +160,14 @@ def _add_settings(parser: argparse.ArgumentParser, *, has_defaults: bool) -> Any
         (
             *("--stereo", "stereo", {"choices": ("mid", "per-channel")}),
             "convert true stereo once, or every channel by itself",
+        ),
+        (
+            *("--search", "search", {"choices": ("exact", "ivf")}),
+            "how the retrieval index is searched; ivf as the reference does",
+        ),
+        (
+            *("--fill-unvoiced", "fill_unvoiced", {"action": argparse.BooleanOptionalAction}),
+            "bridge the pitch over unvoiced sounds, for voices trained by the 2026 WebUI",
         ),
     ):
         default = getattr(Settings, field) if has_defaults else None

@@ -348,7 +348,8 @@ class Daemon:
         if request.out is not None:
             places.check_allowed(self._config, request.out)
         voice, _ = self._conversions.resolve(request)
-        places.target_of(self._config, request, voices.find_voice(voice).stem)
+        voices.find_voice(voice)
+        places.target_of(self._config, request, voice)
         path = Path(os.path.realpath(request.path))
         watched = self._bounces.find(places.folder_of(self._config, path))
         if watched is not None:
@@ -411,8 +412,6 @@ class Daemon:
         path = self._journal.job(target).request.path if isinstance(target, int) else target
         places.check_allowed(self._config, path)
         root = places.root_of(self._config, path)
-        if isinstance(target, Path):
-            target = Path(os.path.realpath(target))
 
         def remember(original: Path, fingerprint: Fingerprint) -> None:
             self._ledger.record(Kind.OURS, original, fingerprint)

@@ -23,6 +23,8 @@ _OPTION_OF_FIELD = {
     "speaker_id": "speaker",
     "seed": "seed",
     "stereo": "stereo",
+    "search": "search",
+    "fill_unvoiced": "fill_unvoiced",
     "mode": "mode",
     "priority": "priority",
 }
@@ -41,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     with connect() as client:
         if arguments.wait:
             client.subscribe("jobs")
-        options = [part for name, value in given.items() for part in (_OPTION_OF_FIELD[name], value)]
+        options = [part for name, value in given.items() for part in (_OPTION_OF_FIELD[name], _plain(value))]
         results = [_send(client, stem, out, options) for stem, out in zip(stems, outs, strict=True)]
         for result, stem in zip(results, stems, strict=True):
             if arguments.wait and result["job"]:
@@ -51,6 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(results)
     return FAILED if any(result["code"] for result in results) else DONE
+
+
+def _plain(value: bool | float | str) -> float | str:
+    return int(value) if isinstance(value, bool) else value
 
 
 def _outs(stems: list[Path], out: Path | None) -> list[Path | None]:

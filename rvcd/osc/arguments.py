@@ -21,6 +21,8 @@ _SETTING_OF_OPTION = {
     "speaker": "speaker_id",
     "seed": "seed",
     "stereo": "stereo",
+    "search": "search",
+    "fill_unvoiced": "fill_unvoiced",
 }
 
 
@@ -63,6 +65,8 @@ def convert_request(req: str, path: str, options: tuple[Argument, ...], client: 
     """Read what `/rvcd/convert` asks for. Raises `RvcdError`: `bad_request`, `bad_setting`."""
     pairs = pairs_of(options, {key: kind for key, (kind, _) in OPTIONS.items()})
     settings = {_SETTING_OF_OPTION[key]: value for key, value in pairs.items() if key in _SETTING_OF_OPTION}
+    if "fill_unvoiced" in settings:
+        settings["fill_unvoiced"] = bool(settings["fill_unvoiced"])
     Settings(**settings)  # says now what would fail later
     out = absolute_path(pairs["out"], "out") if "out" in pairs else None
     mode = choice(pairs.get("mode", "out" if out else "replace"), Mode, "mode")

@@ -134,6 +134,8 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "speaker": ("i", "row of a multi-speaker voice"),
     "seed": ("i", "same seed, same bytes"),
     "stereo": ("s", "mid or per-channel"),
+    "search": ("s", "exact or ivf"),
+    "fill_unvoiced": ("i", "1: bridge the pitch over unvoiced sounds, for voices trained by the 2026 WebUI"),
     "mode": ("s", "replace, sibling or out"),
     "out": ("s", "absolute path; means mode out"),
     "priority": ("i", "higher goes first"),
