@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rvcd.completeness import header_complete
 from rvcd.config import Config, Folder
@@ -14,7 +13,7 @@ from rvcd.errors import Code, RvcdError
 from rvcd.jobs import JobRequest
 from rvcd.watch.folder import HotFolder, Ready
 from rvcd.watch.gate import Holds, Refused
-from rvcd.watch.ledger import Ledger
+from rvcd.watch.ledger import Kind, Ledger
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +127,8 @@ class Bounces:
         request = JobRequest(report.path, mode=watched.folder.mode, out=watched.folder.out, origin="watch")
         try:
             self._submit(request)
+            # At once, not with the next step: whoever dies before that would take it twice.
+            self._ledger.record(Kind.TAKEN, report.path, report.fingerprint)
         except RvcdError as error:
             if error.code in _CURABLE:
                 log.info("%s waits: %s", report.path, error)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rvcd import places, replacing, voices
-from rvcd.config import Config
 from rvcd.completeness import seconds_of
+from rvcd.config import Config
 from rvcd.disk import discard
 from rvcd.effective import effective_settings
 from rvcd.engine_link import EngineLink, Report

@@ -1,5 +1,7 @@
-"""Tiny seeded models, converted once per session, and the engine that holds them."""
+"""Tiny seeded models, converted once per session, the engine that holds them, and a daemon that has them."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from rvcd.mlx_engine import Engine, blas
 from tests.support import seeded
+from tests.support.daemon import Daemon, make_models
 
 blas.preload()
 
@@ -46,3 +49,20 @@ def voice(engine: Engine, models_folder: Path) -> "object":
 def stem_16k() -> np.ndarray:
     """Three seconds of synthetic singing at 16 kHz, mono."""
     return seeded.sung_stem(3.0, 16000, seed=5)
+
+
+@pytest.fixture(scope="session")
+def imported_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with models/ and voices/ as a home has them: base models, the voices anna and bert."""
+    folder = tmp_path_factory.mktemp("imported")
+    make_models(folder)
+    return folder
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, imported_models: Path) -> Iterator[Daemon]:
+    """A daemon that is not started yet; whatever of it still runs after the test is killed."""
+    daemon = Daemon(tmp_path / "home", imported_models)
+    yield daemon
+    if daemon.process is not None and daemon.process.poll() is None:
+        daemon.stop(signal.SIGKILL)

@@ -43,6 +43,7 @@ _SILENCE_FADE_SECONDS = 0.003
 
 # Shares of the whole, for progress: measured on two CPU cores with full-size models.
 _PITCH_DONE, _VOICE_DONE = 0.12, 0.98
+_CONTENT_SHARE = 0.15  # of a chunk
 
 
 def convert(
@@ -139,9 +140,13 @@ def _convert_mono(
 
     def render(chunk: Chunk) -> npt.NDArray[np.float32]:
         nonlocal done
-        sound = _render(stages, analysis, chunk, voice, settings)
-        done += chunk.stop - chunk.start
-        on_progress("voice", _PITCH_DONE + (_VOICE_DONE - _PITCH_DONE) * done / total)
+        length = chunk.stop - chunk.start
+
+        def chunk_progress(fraction: float) -> None:
+            on_progress("voice", _PITCH_DONE + (_VOICE_DONE - _PITCH_DONE) * (done + fraction * length) / total)
+
+        sound = _render(stages, analysis, chunk, voice, settings, chunk_progress)
+        done += length
         return sound
 
     sound = place_chunks(chunks, render, analysis.frames, voice.config.samples_per_frame)
@@ -172,7 +177,12 @@ def _analyse(
 
 
 def _render(
-    stages: Stages, analysis: _Analysis, chunk: Chunk, voice: Voice, settings: Settings
+    stages: Stages,
+    analysis: _Analysis,
+    chunk: Chunk,
+    voice: Voice,
+    settings: Settings,
+    on_progress: Callable[[float], None],
 ) -> npt.NDArray[np.float32]:
     """The sound of a chunk's sounding frames, from a window that reaches `_CONTEXT_FRAMES` further."""
     start, stop = chunk.sounding
@@ -187,7 +197,11 @@ def _render(
     features = stages.blend(voice, content, f0, settings, settings.search)
     noise = Noise(settings.seed, _LATENT_NOISE, _SOURCE_NOISE)
     decode = Decode(low, start - low, stop - low)
-    sound = stages.synthesize(voice, features, f0, settings.speaker_id, noise, phase, decode)
+    on_progress(_CONTENT_SHARE)
+    sound = stages.synthesize(
+        *(voice, features, f0, settings.speaker_id, noise, phase, decode),
+        on_progress=lambda done: on_progress(_CONTENT_SHARE + (1 - _CONTENT_SHARE) * done),
+    )
     return np.array(sound.astype(mx.float32))
 
 

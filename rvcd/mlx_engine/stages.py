@@ -120,6 +120,7 @@ class Stages:
         noise: Noise,
         phase: Float64s | None = None,
         decode: Decode | None = None,
+        on_progress: Callable[[float], None] = lambda _: None,
     ) -> mx.array:
         """Features (frames, width) and f0 (frames,), 100 per second -> samples at the voice's rate.
 
@@ -148,7 +149,7 @@ class Stages:
         if f0 is not None and config.uses_f0:
             phase = pitch.f0_to_phase(f0, config.sample_rate, config.samples_per_frame) if phase is None else phase
             source = self._source(voice, f0[low:high], phase[low:high], noise, decode.first_frame + low)
-        samples = model.dec(z[:, low:high], model.speaker(speaker_id), source)
+        samples = model.dec(z[:, low:high], model.speaker(speaker_id), source, on_progress)
         per_frame = config.samples_per_frame
         return samples[(decode.start - low) * per_frame : (decode.stop - low) * per_frame]
 

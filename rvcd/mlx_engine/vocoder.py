@@ -5,6 +5,7 @@ Architecture: HiFi-GAN (Kong et al. 2020) with a neural source filter (Wang et a
 """
 
 import math
+from collections.abc import Callable
 
 import mlx.core as mx
 from mlx import nn
@@ -113,6 +114,7 @@ class Vocoder(nn.Module):
         self.conv_post = Conv1d(last_channels, 1, 7, bias=False)
         self._post_longest = _CPU_TILE_ELEMENTS // last_channels
         self.reach_frames = self._reach_frames()
+        self._shares = self._shares_of_work()
 
     def _reach_frames(self) -> int:
         """How many neighbours to each side a frame's sound depends on."""
@@ -123,6 +125,14 @@ class Vocoder(nn.Module):
             samples *= stage.up.rate
             reach += max(block.reach for block in stage.blocks) / samples
         return math.ceil(reach + self.conv_post.reach / samples)
+
+    def _shares_of_work(self) -> list[float]:
+        """What part of the arithmetic each stage has: its samples times its channels squared."""
+        samples, work = 1, []
+        for stage in self.stages:
+            samples *= stage.up.rate
+            work.append(float(samples * stage.up.bias.size**2))
+        return [part / sum(work) for part in work]
 
     def source(self, f0: mx.array, phase: mx.array, noise: mx.array | None) -> mx.array:
         """The excitation: a sine where voiced, noise everywhere.
@@ -140,11 +150,20 @@ class Vocoder(nn.Module):
         weight, bias = self.source_linear.weight, self.source_linear.bias
         return tanh(wave.reshape(1, -1, 1).astype(weight.dtype) * weight[0, 0] + bias[0])
 
-    def __call__(self, z: mx.array, speaker: mx.array, source: mx.array | None) -> mx.array:
+    def __call__(
+        self,
+        z: mx.array,
+        speaker: mx.array,
+        source: mx.array | None,
+        on_progress: Callable[[float], None] = lambda _: None,
+    ) -> mx.array:
         """(1, frames, inter channels), (1, 1, speaker channels), (1, samples, 1) or None -> (samples,)."""
         x = self.conv_pre(z) + self.cond(speaker)
-        for stage in self.stages:
+        done = 0.0
+        for stage, share in zip(self.stages, self._shares, strict=True):
             x = stage(x, source)
+            done += share
+            on_progress(done)
         longest = self._post_longest if on_cpu() else x.shape[1]
         return map_tiles(self._to_samples, x, longest=longest, reach=self.conv_post.reach).reshape(-1)
 

@@ -170,7 +170,7 @@ def end(process: "subprocess.Popen[bytes]") -> int:
 
 def follow(peer: Peer, path: Path) -> int:
     """Print what is told of a stem until its job has ended well; return the job."""
-    job, next_fraction = 0, 0.0
+    job = 0
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         promise(time.monotonic() < deadline, f"{path.name} is converted within {PATIENCE_SECONDS:.0f} s")
@@ -182,9 +182,7 @@ def follow(peer: Peer, path: Path) -> int:
             continue
         if address == "/rvcd/job/progress":
             fraction, stage = args[2:4]
-            if fraction >= next_fraction:
-                print(f"  job {job}  {'#' * round(30 * fraction):30}  {100 * fraction:3.0f} %  {stage}", flush=True)
-                next_fraction = fraction + 0.1
+            print(f"  job {job}  {'#' * round(30 * fraction):30}  {100 * fraction:3.0f} %  {stage}", flush=True)
             continue
         print(f"  job {job}  {address.removeprefix('/rvcd/job/')}", flush=True)
         promise(address not in ("/rvcd/job/failed", "/rvcd/job/cancelled"), f"{path.name} is converted: {args}")

@@ -48,24 +48,17 @@ def kill_around(method: str, when: str, name: str) -> None:
     owner: Any = Journal if hasattr(Journal, method) else Conversions
     original = getattr(owner, method)
 
-    def is_meant(self: Any, subject: Any) -> bool:
-        if isinstance(subject, int):
-            subject = self.job(subject)
-        path = subject.path if hasattr(subject, "path") else subject.request.path
-        return name in str(path) or str(path).endswith(f"/{subject_job(name)}.wav")
+    def stem_of(self: Any, subject: Any, *args: Any) -> Path:
+        if method == "_put_in_place":
+            return Path(args[0])
+        return Path(self.job(subject).request.path if isinstance(subject, int) else subject.path)
 
-    def subject_job(name: str) -> int:
-        import sqlite3
-
-        rows = sqlite3.connect(paths.journal_file()).execute("SELECT id, document FROM jobs").fetchall()
-        return next((row[0] for row in rows if name in row[1]), 0)
-
-    def wrapped(self: Any, subject: Any, *args: Any, **kwargs: Any) -> Any:
-        meant = is_meant(self, subject) if method != "submit" else name in str(subject.path)
-        if meant and when == "before":
+    def wrapped(self: Any, *args: Any, **options: Any) -> Any:
+        is_meant = stem_of(self, *args).name == name
+        if is_meant and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        result = original(self, subject, *args, **kwargs)
-        if meant:
+        result = original(self, *args, **options)
+        if is_meant:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
