@@ -66,3 +66,12 @@ def daemon(tmp_path: Path, imported_models: Path) -> Iterator[Daemon]:
     yield daemon
     if daemon.process is not None and daemon.process.poll() is None:
         daemon.stop(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, imported_models: Path) -> Iterator[Daemon]:
+    """A daemon that tests share which leave it as it was."""
+    daemon = Daemon(tmp_path_factory.mktemp("shared") / "home", imported_models).start()
+    daemon.until("idle")
+    yield daemon
+    assert daemon.stop() == 143

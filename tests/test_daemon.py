@@ -2,12 +2,9 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
+import re
 import time
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,26 +13,8 @@ import wavinfo
 from rvcd import backups
 from rvcd.errors import Code, RvcdError
 from tests.support.audio_files import broadcast_wave, pcm24, wave_format
-from tests.support.daemon import ROOT, Daemon, bounce, digest, endings, wait_for
+from tests.support.daemon import Daemon, bounce, digest, endings, refused, wait_for
 from tests.support.osc_peer import Peer
-
-FORBIDDEN = ("numpy", "mlx", "soundfile", "scipy", "soxr", "huggingface_hub", "rich")
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, imported_models: Path) -> Iterator[Daemon]:
-    """A daemon that tests share which leave it as it was."""
-    daemon = Daemon(tmp_path_factory.mktemp("shared") / "home", imported_models).start()
-    daemon.until("idle")
-    yield daemon
-    assert daemon.stop() == 143
-
-
-def refused(daemon: Daemon, address: str, *args: float | str) -> str:
-    """The code with which a command is refused at once."""
-    with daemon.client() as client, pytest.raises(RvcdError) as refusal:
-        client.command(address, *args)
-    return str(refusal.value.code)
 
 
 def takes(daemon: Daemon, stem: Path) -> list[str]:
@@ -79,7 +58,7 @@ def test_a_load_finds_models_that_were_installed_later(tmp_path: Path, imported_
 
 def test_voices_are_loaded_and_leave(daemon: Daemon) -> None:
     """Under a budget for one voice the one used longest ago leaves; unload and idle release empty the memory."""
-    daemon.configure("[engine]\nwarm_megabytes = 0\nidle_release_seconds = 3")
+    daemon.configure("[engine]\nwarm_megabytes = 0\nidle_release_seconds = 2")
     daemon.start().until("idle")
 
     def states() -> dict[str, str]:
@@ -114,13 +93,15 @@ def test_a_damaged_voice_fails_alone(daemon: Daemon) -> None:
 
 def test_a_damaged_encoder_degrades_without_a_storm_of_starts(daemon: Daemon) -> None:
     damaged = next((daemon.home / "models").glob("content*"))
-    content = bytearray(damaged.read_bytes())
-    damaged.write_bytes(content[: len(content) // 2])
+    content = damaged.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    name = re.findall(rb'"([a-z_.0-9]+\.weight)"', content[8 : 8 + length])[0]
+    damaged.write_bytes(content[:8] + content[8:].replace(name, name[:-1] + b"X", 1))
     daemon.start().until("degraded")
     for name in ("a", "b"):
         bounce(daemon.stems / f"{name}.wav")
     assert [row[1] for row in daemon.ended(2)] == ["failed", "failed"]
-    assert daemon.log().count("there is no engine") <= 1
+    assert daemon.log().count("there is no engine") == 1
     damaged.write_bytes(content)
     bounce(daemon.stems / "c.wav")
     assert daemon.ended(3)[0][1] == "committed"
@@ -189,10 +170,15 @@ def test_what_is_there_at_the_start_is_only_offered(daemon: Daemon) -> None:
 def test_forty_stems_at_once_are_each_converted_once(running: Daemon) -> None:
     before = len(running.jobs())
     originals = {}
-    for number in range(40):
-        path = running.stems / "many" / f"{number}.wav"
-        bounce(path, 0.12, seed=number)
-        originals[path] = digest(path)
+    with running.client() as client:
+        client.subscribe("jobs")
+        for number in range(40):
+            path = running.stems / "many" / f"{number}.wav"
+            bounce(path, 0.12, seed=number)
+            originals[path] = digest(path)
+        ends = endings(client, 40)
+    assert len({job for _, job in ends}) == len(ends) == 40
+    assert {end for end, _ in ends} == {"done"}
     jobs = running.ended(before + 40)
     assert len(jobs) == before + 40
     assert {row[1] for row in jobs[:40]} == {"committed"}
@@ -337,8 +323,12 @@ def test_pause_hold_and_release(running: Daemon) -> None:
     stem, held = running.stems / "paused.wav", running.stems / "held.wav"
     before = len(running.jobs())
     with running.client() as client:
+        client.subscribe("watch")
         client.command("/rvcd/watch", "pause")
         assert running.status()["state"] == "paused"
+        event = client.next_event(20)
+        assert event is not None
+        assert event.args[1:] == (str(running.stems), "paused")
         original = bounce(stem)
         job = running.convert(stem)
         client.command("/rvcd/hold", str(held), 60.0)
@@ -358,30 +348,39 @@ def test_the_spool(running: Daemon) -> None:
     stem = running.home / "elsewhere" / "spooled.wav"
     bounce(stem)
 
-    def drop(name: str, content: str) -> dict[str, str]:
-        draft = spool / f".{name}"
-        draft.write_text(content)
-        draft.replace(spool / f"{name}.json")
-        answer = spool / f"{name}.done.json"
-        wait_for(lambda: answer.exists() and not (spool / f"{name}.json").exists())
-        return dict(json.loads(answer.read_text()))
+    def drop(contents: dict[str, str]) -> dict[str, dict[str, str]]:
+        answers = {}
+        for name, content in contents.items():
+            draft = spool / f".{name}"
+            draft.write_text(content)
+            draft.replace(spool / f"{name}.json")
+        for name in contents:
+            answer = spool / f"{name}.done.json"
+            wait_for(lambda: answer.exists() and not (spool / f"{name}.json").exists())  # noqa: B023
+            answers[name] = json.loads(answer.read_text())
+        return answers
 
-    assert drop("broken", "{nothing")["code"] == "bad_request"
-    for name, wrong in {
-        "nul": {"path": "/a\0b"},
+    wrong = {
         "relative": {"path": "a.wav"},
+        "nul": {"path": "/a\0b"},
         "number": {"path": 5},
         "settings": {"path": str(stem), "settings": [1]},
         "priority": {"path": str(stem), "priority": "high"},
         "huge": {"path": str(stem), "priority": 1 << 70},
         "unknown": {"path": str(stem), "colour": "red"},
-    }.items():
-        answer = drop(name, json.dumps(wrong))
+    }
+    dropped = {name: json.dumps(content) for name, content in wrong.items()}
+    for name, answer in drop({**dropped, "broken": "{nothing", "deep": "[" * 100_000}).items():
         assert (answer["state"], answer["code"]) == ("failed", "bad_request"), name
-    assert drop("outside", json.dumps({"path": "/etc/hosts"}))["code"] == "not_allowed"
-    assert drop("deep", "[" * 100_000)["code"] == "bad_request"
-    good = drop("good", json.dumps({"path": str(stem), "voice": "bert", "mode": "sibling"}))
-    assert (good["state"], good["result"]) == ("committed", str(stem.with_name("spooled.bert.wav")))
+    answers = drop(
+        {
+            "outside": json.dumps({"path": "/etc/hosts"}),
+            "good": json.dumps({"path": str(stem), "voice": "bert", "mode": "sibling"}),
+        }
+    )
+    assert answers["outside"]["code"] == "not_allowed"
+    assert answers["good"]["state"] == "committed"
+    assert answers["good"]["result"] == str(stem.with_name("spooled.bert.wav"))
 
 
 def test_hostile_packets_while_it_converts(daemon: Daemon) -> None:
@@ -402,102 +401,3 @@ def test_hostile_packets_while_it_converts(daemon: Daemon) -> None:
     assert daemon.status()["state"] == "busy"
     (daemon.home / "go").touch()
     assert daemon.ended(1)[0][1] == "committed"
-
-
-# Trouble with files.
-
-
-def test_a_read_only_stem_is_left_alone(running: Daemon) -> None:
-    stem = running.home / "elsewhere" / "locked.wav"
-    original = bounce(stem)
-    stem.chmod(0o444)
-    assert running.run(stem, "model", "anna")[1::2] == ("failed", "permission_denied")
-    assert stem.read_bytes() == original
-
-
-def test_hard_links_are_left_alone(running: Daemon) -> None:
-    stem = running.home / "elsewhere" / "one.wav"
-    original = bounce(stem)
-    os.link(stem, stem.with_name("two.wav"))
-    assert running.run(stem, "model", "anna")[1::2] == ("failed", "not_allowed")
-    assert stem.read_bytes() == original
-
-
-# Life.
-
-
-def test_a_second_instance_is_refused(running: Daemon) -> None:
-    refusal = running.spawn()
-    assert refusal.wait(20) == 1
-    assert f"(process {running.pid})" in running.log()
-    assert running.spawn(arguments=("--supervised",)).wait(20) == 0
-    assert running.status()["state"] == "idle"
-
-
-def test_the_configuration_is_read_again(daemon: Daemon) -> None:
-    daemon.start().until("idle")
-    other = daemon.home / "other"
-    daemon.write_config(f'[[folder]]\npath = "{other}"\nvoice = "bert"\nsettle_seconds = 0.3\n')
-    assert daemon.process is not None
-    daemon.process.send_signal(signal.SIGHUP)
-
-    def folders() -> list[str]:
-        with daemon.client() as client:
-            return [str(row.args[1]) for row in client.collect("/rvcd/watch", "list")]
-
-    wait_for(lambda: folders() == [str(other)])
-    daemon.write_config("[engine]\nprecison = 'float16'\n")
-    status = daemon.until("degraded")
-    assert f"{daemon.home}/rvcd.toml:2" in status["detail"]
-    assert "engine.precison" in status["detail"]
-    assert folders() == [str(other)], "what was believed before still holds"
-    daemon.configure()
-    daemon.until("idle")
-    wait_for(lambda: folders() == [str(daemon.stems)])
-
-
-def test_it_starts_with_a_bad_configuration(daemon: Daemon) -> None:
-    daemon.write_config('[[folder]]\npath = "relative"\n')
-    status = daemon.start().until("degraded")
-    assert f"{daemon.home}/rvcd.toml:2" in status["detail"]
-    assert "folder.path" in status["detail"]
-    daemon.configure()
-    daemon.until("idle")
-
-
-def test_a_lost_token_lets_nobody_in(daemon: Daemon) -> None:
-    token = daemon.home / "token"
-    token.touch()
-    daemon.configure(f'token_file = "{token}"')
-    status = daemon.start().until("degraded")
-    assert str(token) in status["detail"]
-    assert refused(daemon, "/rvcd/watch", "pause") == Code.UNAUTHORIZED
-
-
-def test_sigterm_puts_the_job_back(daemon: Daemon) -> None:
-    daemon.start("gated").until("idle")
-    original = bounce(daemon.stems / "lead.wav")
-    wait_for((daemon.home / "converting").exists)
-    engine = daemon.engine_pid
-    begun = time.monotonic()
-    assert daemon.stop() == 143
-    assert time.monotonic() - begun < 4
-    assert engine is not None
-    assert not (daemon.home / "daemon.json").exists()
-    assert (daemon.stems / "lead.wav").read_bytes() == original
-    daemon.start()
-    assert [row[1] for row in daemon.ended(1)] == ["committed"]
-
-
-def test_the_supervisor_stays_small(running: Daemon) -> None:
-    bounce(running.stems / "small.wav")
-    running.ended(1)
-    status = Path(f"/proc/{running.pid}/status").read_text()
-    resident_kb = int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
-    assert resident_kb < 80_000
-    mapped = Path(f"/proc/{running.pid}/maps").read_text()
-    for name in FORBIDDEN:
-        assert f"/site-packages/{name}/" not in mapped
-    code = "import sys, rvcd.daemon; print(*{name.partition('.')[0] for name in sys.modules})"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert not set(modules.split()) & set(FORBIDDEN)

@@ -19,7 +19,7 @@ from tests.support.daemon import Daemon, bounce, digest, endings, is_alive, wait
 STEPS = [
     (method, when) for method in ("submit", "start", "stage", "_put_in_place", "commit") for when in ("before", "after")
 ]
-RANDOM_ROUNDS = 6
+RANDOM_ROUNDS = 5
 
 
 def kill_engine(daemon: Daemon) -> int:
@@ -50,13 +50,14 @@ def test_a_job_survives_one_death_of_its_engine(daemon: Daemon) -> None:
         bounce(stem)
         wait_for((daemon.home / "converting").exists)
         (daemon.home / "converting").unlink()
-        slowest = 0.0
+        slowest, pause = 0.0, threading.Event()
         killed = kill_engine(daemon)
         with OscClient(daemon.port, patience_seconds=5.0) as pinger:
             while not (daemon.home / "converting").exists():
                 begun = time.monotonic()
                 pinger.ask("/rvcd/status")
                 slowest = max(slowest, time.monotonic() - begun)
+                pause.wait(0.02)  # who asks too often is not answered
         assert slowest < 1
         assert daemon.engine_pid != killed
         (daemon.home / "go").touch()

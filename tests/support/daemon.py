@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import pytest
 import soundfile
 
+from rvcd.errors import RvcdError
 from rvcd.mlx_engine import import_checkpoint
 from rvcd.osc.client import ENDINGS, OscClient
 from tests.support import seeded
@@ -86,7 +88,7 @@ class Daemon:
     def configure(self, config: str = "", folder: str = "") -> None:
         """`config`: further sections; `folder`: further keys of the hot folder."""
         voice = "" if "voice =" in folder else 'voice = "anna"'
-        place = f'[[folder]]\npath = "{self.stems}"\nsettle_seconds = 0.3\n{voice}\n{folder}\n'
+        place = f'[[folder]]\npath = "{self.stems}"\nsettle_seconds = 0.1\n{voice}\n{folder}\n'
         self.write_config(f'[osc]\nroots = ["{self.home}/elsewhere"]\n{config}\n{place}')
 
     def write_config(self, text: str) -> None:
@@ -198,3 +200,10 @@ def endings(client: OscClient, count: int) -> list[tuple[str, int]]:
         if event.address in ENDINGS:
             found.append((event.address.rpartition("/")[2], int(event.args[1])))
     return found
+
+
+def refused(daemon: Daemon, address: str, *args: float | str) -> str:
+    """The code with which a command is refused at once."""
+    with daemon.client() as client, pytest.raises(RvcdError) as refusal:
+        client.command(address, *args)
+    return str(refusal.value.code)
