@@ -5,7 +5,6 @@ says about it.
 """
 
 import difflib
-import ipaddress
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -49,9 +48,8 @@ class OscConfig:
     """Where the daemon listens, and what its clients may touch."""
 
     port: int = field(default=7823, metadata=_key(check_whole(0, 65535), "UDP port; 0 takes any free one."))
-    address: str = field(default="127.0.0.1", metadata=_key(check_address, "Address to listen on, in digits."))
-    lan: bool = field(
-        default=False, metadata=_key(check_flag, "Allow an address that other machines can reach; needs a token_file.")
+    address: str = field(
+        default="127.0.0.1", metadata=_key(check_address, "Address to listen on: 127.0.0.1 or ::1, never the network.")
     )
     tcp: bool = field(
         default=False, metadata=_key(check_flag, "Listen for OSC 1.1 over TCP too, on the same port number.")
@@ -331,17 +329,7 @@ def _config(reader: _Reader, document: dict[str, Any]) -> Config:
             sections["folders"] = _folders(reader, value)
         else:
             reader.refuse((name,), f"unknown key{_whereabouts(name, [*SECTIONS, 'folder'])}")
-    config = Config(**sections, path=reader.path, lines=reader.lines)
-    _check_reach(reader, config.osc)
-    return config
-
-
-def _check_reach(reader: _Reader, osc: OscConfig) -> None:
-    if not osc.lan and not ipaddress.ip_address(osc.address).is_loopback:
-        text = f"{osc.address} can be reached by other machines; use 127.0.0.1, or allow it with lan = true"
-        reader.refuse(("osc", "address"), text)
-    if osc.lan and osc.token_file is None:
-        reader.refuse(("osc", "lan"), "other machines may only be let in with a token_file")
+    return Config(**sections, path=reader.path, lines=reader.lines)
 
 
 def _folders(reader: _Reader, tables: object) -> tuple[Folder, ...]:

@@ -78,11 +78,14 @@ def check_paths(value: object) -> tuple[Path, ...]:
 
 
 def check_address(value: object) -> str:
-    """A literal IP address: names resolve differently on different machines, and clients miss the daemon."""
+    """A literal loopback address: names resolve differently on different machines, and clients miss the daemon."""
     try:
-        return str(ipaddress.ip_address(str(value)))
+        address = ipaddress.ip_address(str(value))
     except ValueError:
         raise ValueError(f"must be an address in digits such as 127.0.0.1, not {value!r}") from None
+    if not address.is_loopback:
+        raise ValueError(f"can be reached by other machines at {value}; use 127.0.0.1 or ::1")
+    return str(address)
 
 
 def check_setting(name: str, value: object) -> Any:

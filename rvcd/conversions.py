@@ -211,7 +211,7 @@ class Conversions:
                 raise RvcdError(Code.SUPERSEDED, f"{path} was converted or restored by an earlier job.")
 
     def _begin(self, job: Job, order: Report, seconds: float) -> None:
-        started = self._journal.start(job.id, time.time(), self.device, seconds)
+        started = self._journal.start(job.id, time.time(), self.device, seconds, order["voice_name"])
         if job.request.dry_run:
             self._journal.commit(job.id, time.time())
         else:
@@ -250,6 +250,7 @@ class Conversions:
             "job": job.id,
             "path": str(request.path),
             "voice": str(voices.find_voice(voice)),
+            "voice_name": voice,
             "settings": asdict(settings),
             "mode": request.mode,
             "target": str(target),

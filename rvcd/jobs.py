@@ -75,6 +75,8 @@ class Job:
     result: Path | None = None
     """Where the converted stem is: the request's path, a sibling, or `out`."""
     seconds_of_audio: float = 0.0
+    voice: str = ""
+    """The one that converts it, once that is decided."""
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Journal:
             (job.request.priority, job.request.priority, job.id),
         )
 
-    def start(self, job_id: int, now: float, device: str = "", seconds_of_audio: float = 0.0) -> Job:
+    def start(self, job_id: int, now: float, device: str = "", seconds_of_audio: float = 0.0, voice: str = "") -> Job:
         """Note that the engine has the job: one attempt more."""
         with self._file.transaction():
             job = self.job(job_id)
@@ -108,6 +108,7 @@ class Journal:
                 started=now,
                 attempts=job.attempts + 1,
                 seconds_of_audio=seconds_of_audio,
+                voice=voice,
             )
         self._running[job_id] = job
         self._announce(Started(job, device))

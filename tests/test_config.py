@@ -48,15 +48,13 @@ def error_of(act: Any) -> RvcdError:
 def test_without_a_file_the_defaults_hold(home: Path) -> None:
     assert load() == Config()
     assert Config().folders == (Folder(path=home / "stems"),)
-    assert not Config().osc.lan
 
 
 def test_a_full_file_is_read(file: Path) -> None:
     file.write_text("""
 [osc]
 port = 9001
-address = "0.0.0.0"
-lan = true
+address = "::1"
 token_file = "~/token"
 roots = ["/audio", "~/Music"]
 
@@ -85,8 +83,7 @@ recursive = false
     assert config == Config(
         osc=OscConfig(
             port=9001,
-            address="0.0.0.0",
-            lan=True,
+            address="::1",
             token_file=user / "token",
             roots=(Path("/audio"), user / "Music"),
         ),
@@ -132,8 +129,7 @@ def test_a_file_may_be_written_in_any_way_that_toml_allows(file: Path, text: str
         ("[osc]\nport = 65536", 2, "osc.port", "from 0 to 65535, not 65536"),
         ("[osc]\nport = true", 2, "osc.port", "whole number"),
         ("[osc]\naddress = 'localhost'", 2, "osc.address", "in digits such as 127.0.0.1, not 'localhost'"),
-        ("[osc]\naddress = '192.168.0.2'", 2, "osc.address", "lan = true"),
-        ("[osc]\n\nlan = true", 3, "osc.lan", "token_file"),
+        ("[osc]\naddress = '192.168.0.2'", 2, "osc.address", "can be reached by other machines"),
         ("[osc]\nroots = [\n'/a',\n'b']", 2, "osc.roots", "starts with / or ~/, not 'b'"),
         ("[osc]\nroots = '/a'", 2, "osc.roots", "list of paths"),
         ("[osc]\ntoken_file = '/a\u0000b'".replace("'", '"').replace("\0", "\\u0000"), 2, "osc.token_file", "path"),

@@ -148,7 +148,7 @@ def _job_telling(event: JobEvent) -> tuple[str, tuple[Any, ...]]:
         case Queued(_, position):
             return "/rvcd/job/queued", (job.id, job.request.path, position)
         case Started(_, device):
-            return "/rvcd/job/started", (job.id, job.request.path, job.request.voice or "", device)
+            return "/rvcd/job/started", (job.id, job.request.path, job.voice or job.request.voice or "", device)
         case Progressed(_, seconds_left):
             return "/rvcd/job/progress", (job.id, job.fraction, job.stage, seconds_left)
         case Finished(_):

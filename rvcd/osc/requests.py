@@ -191,7 +191,7 @@ class Requests:
         event = self._reporter.latest(job)
         seconds_left = event.seconds_left if isinstance(event, Progressed) else -1.0
         times = (seconds_left, elapsed_seconds(job), job.seconds_of_audio)
-        voice = job.request.voice or ""
+        voice = job.voice or job.request.voice or ""
         return (job.id, job.state, job.request.path, job.fraction, job.code, job.stage, *times, voice)
 
 

@@ -165,6 +165,12 @@ class Daemon:
             rows = client.collect("/rvcd/jobs", which, 200)
         return [(row.args[1], row.args[2], row.args[3], row.args[5]) for row in rows]
 
+    def voices_of_jobs(self) -> dict[str, str]:
+        """Path -> the voice that converted it."""
+        with OscClient(self.port) as client:
+            rows = client.collect("/rvcd/jobs", "recent", 200)
+        return {row.args[3]: row.args[-1] for row in rows}
+
     def ended(self, count: int) -> list[tuple[int, str, str, str]]:
         """Wait until this many jobs ended and none is left; the latest first."""
 
