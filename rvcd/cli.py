@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,17 +33,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = command.run(arguments)
         sys.stdout.flush()
     except RvcdError as error:
-        if arguments.json:
-            print_json({"error": error_fields(error)})
-        print_error(error)
-        return USAGE if error.code in _USAGE_CODES else FAILED
+        return _report(error, arguments.json)
     except KeyboardInterrupt:
         print("rvcd: interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
+    except MemoryError:
+        return _report(RvcdError(Code.OUT_OF_MEMORY, "There is not enough memory for this."), arguments.json)
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except Exception as error:
+        traceback.print_exc()
+        return _report(
+            RvcdError(Code.INTERNAL, f"This is a defect of rvcd; please report it: {error!r}"), arguments.json
+        )
     return code
+
+
+def _report(error: RvcdError, as_json: bool) -> int:
+    if as_json:
+        print_json({"error": error_fields(error)})
+    print_error(error)
+    return USAGE if error.code in _USAGE_CODES else FAILED
 
 
 def _parser(asked: str) -> argparse.ArgumentParser:

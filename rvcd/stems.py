@@ -78,7 +78,7 @@ def read_stem(path: Path) -> Stem:
     """
     _check_openable(path)
     try:
-        with soundfile.SoundFile(path.absolute()) as sound:
+        with soundfile.SoundFile(os.fsencode(path.absolute())) as sound:
             _check_header(path, sound.frames, sound.samplerate)
             dtype = "float64" if sound.subtype in _NEEDS_DOUBLE else "float32"
             samples = sound.read(dtype=dtype, always_2d=True)

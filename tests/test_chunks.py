@@ -20,13 +20,21 @@ def covered(chunks: list, frames: int) -> np.ndarray:
     return mask[:frames]
 
 
-@pytest.mark.parametrize("frames", [2, 100, LONGEST_FRAMES, LONGEST_FRAMES + 2, 4 * LONGEST_FRAMES + 123])
+@pytest.mark.parametrize(
+    "frames", [2, 100, LONGEST_FRAMES, LONGEST_FRAMES + 1, LONGEST_FRAMES + 2, 4 * LONGEST_FRAMES + 123]
+)
 def test_every_sounding_frame_is_in_exactly_one_chunk(frames: int) -> None:
     energy = np.random.default_rng(frames).uniform(0.1, 1.0, frames)
     chunks = plan_chunks(energy)
     assert (covered(chunks, frames) == 1).all()
     assert all(0 < chunk.stop - chunk.start <= LONGEST_FRAMES for chunk in chunks)
     assert all(chunk.start % 2 == 0 for chunk in chunks)
+
+
+@pytest.mark.parametrize("frames", [LONGEST_FRAMES + 1, 2 * LONGEST_FRAMES - 1])
+def test_a_fade_out_leaves_no_scrap_at_the_end(frames: int) -> None:
+    chunks = plan_chunks(np.linspace(1.0, 0.001, frames))
+    assert min(chunk.stop - chunk.start for chunk in chunks) > 2 * FADE_FRAMES
 
 
 def test_cuts_fall_where_it_is_quiet() -> None:

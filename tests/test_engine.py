@@ -1,5 +1,6 @@
 """Loading, refusing, and the parts of the stage API that parity tests do not reach."""
 
+import struct
 from pathlib import Path
 
 import mlx.core as mx
@@ -173,3 +174,43 @@ def test_a_damaged_converted_file_is_refused(
     with pytest.raises(RvcdError) as caught:
         engine.load_voice(path)
     assert caught.value.code == code
+
+
+def test_importing_a_voice_alone_again_keeps_its_index(models_folder: Path, tmp_path: Path) -> None:
+    source = models_folder / "voice.pth"
+    indexed = import_checkpoint(source, index=models_folder / "voice.index", directory=tmp_path)
+    again = import_checkpoint(source, directory=tmp_path)
+    assert (again.path, again.fresh) == (indexed.path, False)
+
+
+@pytest.mark.parametrize("header", [b"[1,2]", b'{"a":{}}', b'{"a":3}', b"[" * 60000 + b"]" * 60000])
+def test_a_senseless_header_is_no_checkpoint(engine: Engine, tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(RvcdError) as caught:
+        engine.load_voice(path)
+    assert caught.value.code == Code.NOT_A_CHECKPOINT
+
+
+@pytest.mark.parametrize(
+    ("samples", "code"),
+    [
+        (np.zeros(0), Code.EMPTY_STEM),
+        (np.zeros(399), Code.EMPTY_STEM),
+        (np.zeros((1000, 2)), Code.EMPTY_STEM),
+        (np.full(1000, np.nan), Code.NOT_FINITE),
+    ],
+)
+def test_stages_refuse_what_they_cannot_work_on(engine: Engine, voice: Voice, samples: np.ndarray, code: Code) -> None:
+    for stage in (
+        engine.content_features,
+        engine.f0,
+        engine.salience,
+        lambda x: engine.convert_reference(x, voice, Settings()),
+    ):
+        with pytest.raises(RvcdError) as caught:
+            stage(samples)
+        assert caught.value.code == code
+    with pytest.raises(RvcdError) as caught:
+        engine.content_features(np.zeros(1000), version="v3")
+    assert caught.value.code == Code.UNKNOWN_VERSION

@@ -1,5 +1,6 @@
 """What a conversion promises about length, place, level, silence, channels and repeatability."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +121,7 @@ def test_digital_silence_stays_digital_silence(engine: Engine, voice: Voice) -> 
     stem[-2000:] = 0.0
     converted = engine.convert(stem, 44100, voice, PLAIN)
     assert not converted[44100:88200].any()
+    assert not np.signbit(converted[44100:88200]).any()
     assert not converted[-2000:].any()
     assert np.abs(converted[20000:40000]).max() > 0.001
     assert np.abs(converted[100000:120000]).max() > 0.001
@@ -155,13 +157,47 @@ def test_true_stereo_by_its_middle_or_channel_by_channel(engine: Engine, voice: 
     left, right = stem_16k + np.float32(1e-3), seeded.sung_stem(3.0, 16000, seed=8) + np.float32(1e-3)
     stem = np.stack([left, right, np.zeros_like(left)], axis=1)
     middle = engine.convert(stem, 16000, voice, PLAIN)
-    np.testing.assert_array_equal(middle[:, 0], engine.convert((left + right) / 2, 16000, voice, PLAIN))
-    np.testing.assert_array_equal(middle[:, 1], middle[:, 0])
+    mono = engine.convert(np.stack([left, right], axis=1).mean(axis=1, dtype=np.float64), 16000, voice, PLAIN)
+    level = [np.sqrt(np.mean(x.astype(np.float64) ** 2)) for x in (left, right, (left + right) / 2)]
+    np.testing.assert_allclose(middle[:, 0], mono * level[0] / level[2], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(middle[:, 1], mono * level[1] / level[2], rtol=1e-4, atol=1e-7)
     each = engine.convert(stem, 16000, voice, replace(PLAIN, stereo="per-channel"))
     np.testing.assert_array_equal(each[:, 0], engine.convert(left, 16000, voice, PLAIN))
     np.testing.assert_array_equal(each[:, 1], engine.convert(right, 16000, voice, PLAIN))
     assert not middle[:, 2].any()
     assert not each[:, 2].any()
+
+
+def test_a_panned_voice_keeps_its_place(engine: Engine, voice: Voice) -> None:
+    """A hard-panned bounce has only dither on its other side; channels that cancel have no middle."""
+    carrier, _ = voiced_pulses(44100)
+    panned = np.stack([carrier, 1e-6 * carrier], axis=1).astype(np.float32)
+    converted = engine.convert(panned, 44100, voice, replace(PLAIN, loudness=1.0))
+    levels = np.sqrt(np.mean(converted.astype(np.float64) ** 2, axis=0))
+    assert levels[0] == pytest.approx(np.sqrt(np.mean(carrier**2)), rel=0.1)
+    assert levels[1] < 1e-5
+    with pytest.raises(RvcdError) as caught:
+        engine.convert(np.stack([carrier, -carrier], axis=1), 44100, voice, PLAIN)
+    assert caught.value.code == Code.BAD_SETTING
+
+
+def test_the_last_samples_of_a_high_rate_are_not_lost(engine: Engine, voice: Voice) -> None:
+    stem = (0.3 * np.sin(np.arange(19205) / 30 + 1)).astype(np.float32)
+    assert np.abs(engine.convert(stem, 192000, voice, PLAIN)[-4:]).max() > 0
+
+
+def test_an_engine_works_in_whichever_thread_made_it(models_folder: Path, stem_16k: np.ndarray, engine: Engine) -> None:
+    """Streams are not shared between threads, though another engine computed before."""
+    results: list[np.ndarray] = []
+
+    def work() -> None:
+        own = Engine(models_folder / "content")
+        results.append(own.convert(stem_16k, 16000, own.load_voice(models_folder / "voice.pth"), PLAIN))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert results[0].any()
 
 
 def test_settings_are_heard(engine: Engine, voice: Voice, stem_16k: np.ndarray) -> None:

@@ -61,3 +61,12 @@ def test_ivf_search_differs_from_exact_search(tmp_path: Path) -> None:
     exact = np.array(ExactIndex(mx.array(read.vectors)).retrieve(queries))
     ivf = np.array(IvfIndex(read.vectors, read.centroids, read.list_of_vector, 1).retrieve(queries))
     assert np.abs(exact - ivf).max() > 0.05
+
+
+def test_an_empty_list_leaves_the_features_as_they_are() -> None:
+    rng = np.random.default_rng(3)
+    vectors, queries = (rng.standard_normal((n, 16)).astype(np.float32) for n in (30, 5))
+    centroids = np.concatenate([queries, 100 + queries])
+    lists = np.full(30, 9, dtype=np.int32)  # far from every query
+    found = IvfIndex(vectors, centroids, lists, 1).retrieve(mx.array(queries))
+    np.testing.assert_array_equal(found, queries)

@@ -12,6 +12,7 @@ import numpy as np
 from rvcd import mlx_engine, stems, voices
 from rvcd.commands.output import DONE, FAILED, error_fields, print_error, print_json
 from rvcd.commands.progress import OnProgress, showing_progress
+from rvcd.containers import read_layout
 from rvcd.errors import Code, RvcdError, write_error
 from rvcd.mlx_engine.configs import VoiceConfig
 from rvcd.mlx_engine.weights import is_converted, read_header
@@ -72,6 +73,7 @@ class _Converter:
     def convert(self, source: Path, target: Path, on_progress: OnProgress) -> tuple[float, float]:
         """Convert one file; return its length in seconds and the gain in dB."""
         self._check_target(target)
+        _check_whole(source)
         stem = stems.read_stem(source)
         samples = stem.samples.astype(np.float32, copy=False)
         converted = self._engine.convert(samples, stem.sample_rate, self._voice, self._settings, on_progress)
@@ -85,6 +87,16 @@ class _Converter:
             )
         if not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
             raise RvcdError(Code.NOT_WRITABLE, f"{target.parent} is not a folder that can be written to.")
+
+
+def _check_whole(source: Path) -> None:
+    """Refuse a stem that was cut short, which reads as a shorter one."""
+    try:
+        promised = read_layout(source).end
+    except RvcdError:
+        return  # reading it will say what is wrong, if anything is
+    if promised > source.stat().st_size:
+        raise RvcdError(Code.UNREADABLE_STEM, f"{source} is cut short: its headers promise more; render it again.")
 
 
 def _result(converter: _Converter, source: Path, target: Path, voice_name: str) -> Result:

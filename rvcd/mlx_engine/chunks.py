@@ -19,6 +19,8 @@ from rvcd.mlx_engine.dsp import HOP_SAMPLES
 LONGEST_FRAMES = 3000
 _QUERY_FRAMES = 600
 """How far before the longest chunk's end a quiet place is looked for."""
+_SHORTEST_FRAMES = 100
+"""What is left at the end of a passage is no shorter."""
 FADE_FRAMES = 4
 """Half of a cross-fade."""
 SHORTEST_GAP_FRAMES = 50
@@ -49,7 +51,7 @@ def plan_chunks(energy: npt.NDArray[np.floating]) -> list[Chunk]:
     for start, stop in _sounding_passages(energy):
         cuts = [start]
         while stop - cuts[-1] > LONGEST_FRAMES:
-            latest = cuts[-1] + LONGEST_FRAMES
+            latest = min(cuts[-1] + LONGEST_FRAMES, stop - _SHORTEST_FRAMES)
             quiet = latest - _QUERY_FRAMES + int(energy[latest - _QUERY_FRAMES : latest].argmin())
             cuts.append(quiet // 2 * 2)
         edges = [*cuts, stop]

@@ -44,7 +44,7 @@ def import_checkpoint(
         return _import_converted(source, directory, name)
     hashes = source_hashes(source) | (source_hashes(index) if index else {})
     key = weights.source_key(hashes)
-    known = _find(directory, key, name)
+    known = _find(directory, key, name) or _find_with_index(directory, hashes, name or _default_name(source))
     if known is not None:
         return known
     checkpoint = read_checkpoint(source)
@@ -78,6 +78,18 @@ def _find(directory: Path, key: str, name: str | None) -> ImportedModel | None:
         except RvcdError:
             continue  # damaged: it will be converted again
         if header.key == key and name in (None, header.name):
+            return ImportedModel(path, header.kind, header.name, fresh=False)
+    return None
+
+
+def _find_with_index(directory: Path, hashes: dict[str, str], name: str) -> ImportedModel | None:
+    """Look for the same voice with its index: importing the checkpoint alone again does not take it away."""
+    for path in sorted(directory.glob(f"{_safe(name)}.*.safetensors")):
+        try:
+            header = weights.read_header(path)
+        except RvcdError:
+            continue  # damaged: it will be converted again
+        if header.name == name and hashes.items() < header.provenance.get("sources", {}).items():
             return ImportedModel(path, header.kind, header.name, fresh=False)
     return None
 

@@ -24,6 +24,8 @@ from rvcd.settings import Settings
 
 Float32s = npt.NDArray[np.float32]
 
+_FEWEST_SAMPLES = 400
+
 
 class Engine:
     """RVC inference.
@@ -67,11 +69,13 @@ class Engine:
 
         v1: layer 9, projected (256 wide in HuBERT base); v2: the last layer (768 wide).
         """
-        return np.array(self._stages.content(samples_16k, version).astype(mx.float32))
+        if version not in ("v1", "v2"):
+            raise RvcdError(Code.UNKNOWN_VERSION, f"There are features for v1 and v2 voices, not for {version!r}.")
+        return np.array(self._stages.content(_checked(samples_16k), version).astype(mx.float32))
 
     def salience(self, samples_16k: Float32s) -> Float32s:
         """Likelihood of each pitch bin, 100 frames per second: (samples,) at 16 kHz -> (frames, bins)."""
-        return self._stages.require_rmvpe().salience(np.asarray(samples_16k, dtype=np.float32))
+        return self._stages.require_rmvpe().salience(_checked(samples_16k))
 
     def f0(self, samples_16k: Float32s) -> Float32s:
         """Pitch in Hz, 100 per second, 0 where unvoiced: (samples,) at 16 kHz -> (frames,)."""
@@ -134,8 +138,24 @@ class Engine:
         signal, before transposition. Returns samples at the voice's rate within ±1, a little shorter than the input.
         """
         return reference.convert_reference(
-            self._stages, samples_16k, voice, settings, f0, Noise(settings.seed, noise_scale, source_noise)
+            self._stages, _checked(samples_16k), voice, settings, f0, Noise(settings.seed, noise_scale, source_noise)
         )
+
+
+def _checked(samples_16k: npt.NDArray[np.floating]) -> Float32s:
+    """What a stage can work on: mono, finite, one window of the content encoder long at least.
+
+    Raises `RvcdError`: `empty_stem`, `not_finite`.
+    """
+    samples = np.asarray(samples_16k, dtype=np.float32)
+    if samples.ndim != 1 or samples.size < _FEWEST_SAMPLES:
+        raise RvcdError(
+            Code.EMPTY_STEM,
+            f"A stage takes mono samples at 16 kHz, {_FEWEST_SAMPLES} (25 ms) at least; this has shape {samples.shape}.",
+        )
+    if not np.isfinite(samples).all():
+        raise RvcdError(Code.NOT_FINITE, "The signal holds samples that are not numbers.")
+    return samples
 
 
 def _load_pitch_model(path: Path, precision: models.Precision) -> Rmvpe:

@@ -10,10 +10,10 @@ elsewhere it consumes context. Tiled and whole results are the same arithmetic.
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 
 import mlx.core as mx
@@ -51,9 +51,15 @@ def _core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@cache
+_of_thread = threading.local()
+
+
 def _cpu_streams() -> tuple[mx.Stream, ...]:
-    return tuple(mx.new_stream(mx.cpu) for _ in range(_core_count()))
+    # A stream belongs to the thread that made it.
+    if not hasattr(_of_thread, "streams"):
+        _of_thread.streams = tuple(mx.new_stream(mx.cpu) for _ in range(_core_count()))
+    streams: tuple[mx.Stream, ...] = _of_thread.streams
+    return streams
 
 
 def let_lanes_interleave() -> None:

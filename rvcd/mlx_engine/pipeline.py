@@ -34,12 +34,14 @@ Progress = Callable[[str, float], None]
 
 LOWEST_RATE, HIGHEST_RATE = 8_000, 192_000
 _ANALYSIS_PEAK = 0.95
+FRAMES_PER_SECOND = 100
 _EDGE_FRAMES = 50  # mirrored beyond the stem's ends, where there is no real context
 _CONTEXT_FRAMES = 100  # of real signal that content features see to each side of a chunk
 _LATENT_NOISE, _SOURCE_NOISE = 0.66666, 1.0  # the reference's
 _TAIL_SAMPLES = 80  # the content encoder's window is longer than its hop
 _SHORTEST_SILENCE_SECONDS = 0.01
 _SILENCE_FADE_SECONDS = 0.003
+_FAINTEST_MIDDLE = 0.1  # of a channel's level
 
 # Shares of the whole, for progress: measured on two CPU cores with full-size models.
 _PITCH_DONE, _VOICE_DONE = 0.12, 0.98
@@ -66,9 +68,11 @@ def convert(
             on_progress(stage, (number + fraction) / len(parts))
 
         mono = channels[:, part].mean(axis=1, dtype=np.float64) if len(part) > 1 else channels[:, part[0]]
+        levels = [_level_in(channels[:, channel], mono) for channel in part]
         converted = _convert_mono(stages, mono, sample_rate, voice, settings, part_progress)
-        for channel in part:
-            output[:, channel] = converted * _silence_gate(channels[:, channel], sample_rate)
+        for channel, level in zip(part, levels, strict=True):
+            gated = converted * (level * _silence_gate(channels[:, channel], sample_rate))
+            output[:, channel] = gated + np.float32(0.0)  # silence is 0, never -0
     on_progress("output", 1.0)
     return output.reshape(samples.shape)
 
@@ -98,6 +102,22 @@ def _parts(channels: npt.NDArray[np.floating], settings: Settings) -> list[list[
         else:
             same.append(channel)
     return parts
+
+
+def _level_in(channel: npt.NDArray[np.floating], mono: npt.NDArray[np.floating]) -> np.float32:
+    """How loud a channel is beside the middle, which keeps a panned voice in its place.
+
+    Raises `RvcdError("bad_setting")` where the channels cancel each other and there is no middle.
+    """
+    if np.array_equal(channel, mono):
+        return np.float32(1.0)
+    loud, middle = (float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for x in (channel, mono))
+    if middle < _FAINTEST_MIDDLE * loud:
+        raise RvcdError(
+            Code.BAD_SETTING,
+            "The channels cancel each other, so there is no middle to convert; use stereo per-channel.",
+        )
+    return np.float32(loud / middle)
 
 
 @dataclass(frozen=True)
@@ -133,7 +153,9 @@ def _convert_mono(
         return np.zeros(len(mono), dtype=np.float32)  # shorter than one sample at 16 kHz
     limited = limit_peak(at_16k, _ANALYSIS_PEAK)
     level = float(np.abs(at_16k).max(initial=0.0) / max(np.abs(limited).max(initial=0.0), 1e-12))
-    analysis = _analyse(stages, limited, voice, settings, on_progress)
+    # Rounded at 16 kHz, a stem of a high rate would lose its last samples.
+    frames = max(-(-len(at_16k) // HOP_SAMPLES), -(-len(mono) * FRAMES_PER_SECOND // sample_rate))
+    analysis = _analyse(stages, limited, frames + frames % 2, voice, settings, on_progress)
     chunks = plan_chunks(frame_energy(at_16k, analysis.frames))
     total = sum(chunk.stop - chunk.start for chunk in chunks)
     done = 0
@@ -158,10 +180,13 @@ def _convert_mono(
 
 
 def _analyse(
-    stages: Stages, at_16k: npt.NDArray[np.floating], voice: Voice, settings: Settings, on_progress: Progress
+    stages: Stages,
+    at_16k: npt.NDArray[np.floating],
+    frames: int,
+    voice: Voice,
+    settings: Settings,
+    on_progress: Progress,
 ) -> _Analysis:
-    frames = -(-len(at_16k) // HOP_SAMPLES)
-    frames += frames % 2
     right = (frames + _EDGE_FRAMES) * HOP_SAMPLES + _TAIL_SAMPLES - len(at_16k)
     samples = reflect_pad(high_pass(at_16k), _EDGE_FRAMES * HOP_SAMPLES, right).astype(np.float64)
     f0 = phase = None

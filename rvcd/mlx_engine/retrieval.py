@@ -104,9 +104,10 @@ class IvfIndex:
         """(frames, width) -> (frames, width)."""
         queries = np.array(features.astype(mx.float32))
         squared_distances, ids = self._index.search(queries, NEIGHBOURS)
-        # A missing neighbour has id -1 and the largest float as its distance: no weight.
+        # A missing neighbour has id -1 and the largest float as its distance: no weight. In an empty list all are.
         vectors = mx.array(self._vectors[ids])
-        return weighted_mean(vectors, mx.array(squared_distances)).astype(features.dtype)
+        found = weighted_mean(vectors, mx.array(squared_distances)).astype(features.dtype)
+        return mx.where(mx.array(ids[:, :1] >= 0), found, features)
 
 
 def weighted_mean(vectors: mx.array, squared_distances: mx.array) -> mx.array:

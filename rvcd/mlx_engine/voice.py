@@ -49,7 +49,7 @@ class Voice:
 
     def check_speaker(self, speaker_id: int) -> None:
         """Raises `RvcdError("bad_speaker")` for a row that the voice does not have."""
-        if speaker_id >= self.config.speakers:
+        if not 0 <= speaker_id < self.config.speakers:
             raise RvcdError(
                 Code.BAD_SPEAKER,
                 f"The voice {self.name} has {self.config.speakers} speakers, numbered from 0; "

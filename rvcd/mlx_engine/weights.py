@@ -10,6 +10,7 @@ Tensors: folded, channels-last, float32, named as the model's parameters; a voic
 import hashlib
 import json
 import os
+import re
 import struct
 import tempfile
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ def sha256_of(path: Path) -> str:
 def is_converted(path: Path) -> bool:
     """Whether the file is one of ours (by content; its name does not matter)."""
     try:
-        return bool(_raw_header(path).get("__metadata__", {}).get("format") == FORMAT)
+        metadata = _raw_header(path).get("__metadata__")
+        return isinstance(metadata, dict) and metadata.get("format") == FORMAT
     except (OSError, RvcdError):
         return False
 
@@ -75,8 +77,8 @@ def read_header(path: Path) -> ModelHeader:
     Raises `RvcdError`: `not_found`, `truncated_file`, `not_a_checkpoint` (not ours, or of another format version).
     """
     header = _raw_header(path)
-    metadata = header.get("__metadata__", {})
-    if metadata.get("format") != FORMAT:
+    metadata = header.get("__metadata__")
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise RvcdError(Code.NOT_A_CHECKPOINT, f"{path.name} was not converted by rvcd; import its original instead.")
     if metadata.get("format_version") != str(FORMAT_VERSION):
         raise RvcdError(
@@ -85,8 +87,8 @@ def read_header(path: Path) -> ModelHeader:
             "import its original again.",
         )
     try:
-        return _parse(path, metadata, header.get("index.vectors", {"shape": [0]})["shape"][0])
-    except (KeyError, TypeError, ValueError) as error:
+        return _parse(path, metadata, int(header.get("index.vectors", {"shape": [0]})["shape"][0]))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise RvcdError(
             Code.NOT_A_CHECKPOINT, f"{path.name} has a damaged header; import its original again."
         ) from error
@@ -112,6 +114,7 @@ def save(path: Path, tensors: "dict[str, npt.NDArray[Any]]", card: ModelCard) ->
     """
     # Headers are read by processes that stay small: numpy is for those that write.
     import numpy as np
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     metadata = {
@@ -134,13 +137,12 @@ def save(path: Path, tensors: "dict[str, npt.NDArray[Any]]", card: ModelCard) ->
         Path(draft).replace(path)
     except OSError as error:
         raise write_error(error, path) from error
-    except Exception as error:
-        # safetensors reports a full disk as its own exception type.
-        if "No space left" in str(error):
-            raise RvcdError(
-                Code.DISK_FULL, f"The disk of {path.parent} is full; free some room and try again."
-            ) from error
-        raise
+    except SafetensorError as error:
+        # safetensors tells of the system's errors in words alone.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise write_error(OSError(int(number[1]), os.strerror(int(number[1]))), path) from error
     finally:
         if draft is not None:
             Path(draft).unlink(missing_ok=True)
@@ -159,9 +161,9 @@ def _raw_header(path: Path) -> dict[str, Any]:
         raise RvcdError(Code.NOT_FOUND, f"There is no file {path}.") from None
     try:
         header: dict[str, Any] = json.loads(text)
-    except ValueError:
+        end = max((int(t["data_offsets"][1]) for n, t in header.items() if n != "__metadata__"), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         raise RvcdError(Code.NOT_A_CHECKPOINT, f"{path.name} is not a safetensors file.") from None
-    ends = [t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"]
-    if total_bytes < 8 + size + max(ends, default=0):
+    if total_bytes < 8 + size + end:
         raise RvcdError(Code.TRUNCATED_FILE, f"{path.name} is cut short; copy or import it again.")
     return header
