@@ -151,7 +151,7 @@ def _checked(samples_16k: npt.NDArray[np.floating]) -> Float32s:
     if samples.ndim != 1 or samples.size < _FEWEST_SAMPLES:
         raise RvcdError(
             Code.EMPTY_STEM,
-            f"A stage takes mono samples at 16 kHz, {_FEWEST_SAMPLES} (25 ms) at least; this has shape {samples.shape}.",
+            f"A stage takes mono samples at 16 kHz, {_FEWEST_SAMPLES} or more; this has shape {samples.shape}.",
         )
     if not np.isfinite(samples).all():
         raise RvcdError(Code.NOT_FINITE, "The signal holds samples that are not numbers.")
