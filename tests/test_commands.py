@@ -475,3 +475,14 @@ sys.exit(main(["fetch"]))
     [model] = (tmp_path / "models").iterdir()
     assert (done.returncode, done.stdout) == (0, f"installed {model}\n")
     assert done.stderr == f"fetch: pitch ({len(body) / 1e6:.0f} MB)\n"
+
+
+def test_a_stem_that_was_cut_short_is_refused(library: Path, tmp_path: Path) -> None:
+    """libsndfile would read it as a shorter one."""
+    path = tmp_path / "cut.wav"
+    soundfile.write(path, np.zeros(5000), 44100, subtype="PCM_24")
+    path.write_bytes(path.read_bytes()[:-3000])
+    done = run_rvcd(library, "convert", path, "--voice", "Anna")
+    assert done.returncode == 1
+    assert "unreadable_stem" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["cut.wav"]

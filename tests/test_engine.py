@@ -108,6 +108,8 @@ def test_frames_of_the_stage_api(engine: Engine, voice: Voice, stem_16k: np.ndar
     np.testing.assert_array_equal(sound, engine.synthesize(voice, doubled, f0[: len(doubled)]))
     noisy = engine.synthesize(voice, doubled, f0[: len(doubled)], noise_scale=0.66666, source_noise=1.0)
     assert not np.array_equal(sound, noisy)
+    for scales in ({"noise_scale": 0.66666}, {"source_noise": 1.0}):
+        assert not np.array_equal(sound, engine.synthesize(voice, doubled, f0[: len(doubled)], **scales))
 
 
 def test_long_stems_are_pitched_in_windows_that_change_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
